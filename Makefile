@@ -1,0 +1,37 @@
+# Two commands for a fresh machine: `make demo` and `make test`. PYTHON picks the interpreter (3.11 or newer).
+PYTHON ?= python3
+VENV ?= .venv
+RUN = $(VENV)/bin
+EXTRAS ?= test
+
+.PHONY: demo test install lint benchmark reproduce clean
+
+demo: install  ## the main job on the embedded suite; resumes where it stopped
+	$(RUN)/vla-jax demo --out runs/demo
+
+test: install  ## every test; no GPU, no network, no display needed
+	$(RUN)/python -m pytest tests
+
+lint: install
+	$(RUN)/ruff check . && $(RUN)/ruff format --check . && $(RUN)/lint-imports
+
+benchmark: install  ## speed of the simulator against its peers, in one process run
+	$(RUN)/python benchmarks/envs.py --json results/benchmark_envs.json
+
+reproduce: install  ## hours: every number in results/ that is not the demo's
+	scripts/reproduce.sh
+
+install: $(VENV)/.installed
+
+# The constraints file of the interpreter's own line: 3.11 has the last JAX that supports it, 3.12 and later the newest.
+$(VENV)/.installed: pyproject.toml $(wildcard constraints/*.txt)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "vla_jax needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Set PYTHON=/path/to/python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(RUN)/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint constraints/$$($(RUN)/python -c 'import sys; print("py311" if sys.version_info < (3, 12) else "py312")').txt \
+	  --editable '.[$(EXTRAS)]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) runs/demo

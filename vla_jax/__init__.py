@@ -1,0 +1,7 @@
+"""vla_jax: pretrain, fine-tune, serve and evaluate vision-language-action policies in JAX."""
+
+from vla_jax.core import runtime as _runtime
+
+__version__ = "0.1.0"
+
+_runtime.avoid_slow_cpu_kernels()

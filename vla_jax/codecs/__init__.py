@@ -1,0 +1,1 @@
+"""Words and actions to tokens and back."""

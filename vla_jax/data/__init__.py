@@ -1,0 +1,1 @@
+"""Records on disk become typed batches: RLDS, windows, normalization, the grain loader, replay buffers."""

@@ -1,0 +1,1 @@
+"""Simulators behind one contract: pure MJX suites and host adapters."""

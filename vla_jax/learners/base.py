@@ -1,0 +1,41 @@
+"""The contract of every training algorithm, imitation included.
+
+A learner is a frozen dataclass of config and static modules. `update` is pure, so `fit` may jit it, shard it and scan
+it. Learners get batches; where those come from is the business of `training/sources.py`.
+"""
+
+from typing import Any, Protocol
+
+from flax import struct
+from jaxtyping import Array, Float, Int, Key
+
+from vla_jax.core.types import Metrics, Observation, Params
+
+Memory = Any  # what an actor carries between calls, a pytree with leading batch axes; () when nothing
+
+
+class LearnerState(struct.PyTreeNode):
+    """The least a learner's state holds; algorithms add targets, optimizer states, temperatures."""
+
+    step: Int[Array, ""]
+    params: Params
+
+
+class Learner(Protocol):
+    def init(self, key: Key[Array, ""], example_batch: Any) -> LearnerState: ...
+
+    def update(
+        self, state: LearnerState, key: Key[Array, ""], batch: Any
+    ) -> tuple[LearnerState, Metrics]: ...
+
+    def actor(self, state: LearnerState) -> Params:
+        """The parameters that acting needs, for example the averaged ones."""
+        ...
+
+    def initial_memory(self, batch_size: int) -> Memory: ...
+
+    def act(
+        self, actor_params: Params, key: Key[Array, ""], observation: Observation, memory: Memory
+    ) -> tuple[Float[Array, "b h a"], Memory]:
+        """A chunk of normalized actions for every observation of the batch."""
+        ...

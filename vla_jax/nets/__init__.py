@@ -1,0 +1,1 @@
+"""Flax NNX modules without experiments in them: attention, towers, mixtures, small encoders, critics."""

@@ -1,0 +1,44 @@
+"""The one place where perception and action decoding meet.
+
+    observation --prefix()--> Prefix --suffix()--> one vector per action token
+                                 \\--features()--> one vector per example (critics, probes)
+
+A policy encodes an observation once and decodes from the same `Prefix` many times: flow steps, tokens, samples.
+"""
+
+from typing import Any, Protocol
+
+from jaxtyping import Array, Float
+
+from vla_jax.core.types import Observation
+
+Prefix = Any  # a pytree of arrays; only its backbone looks inside, policies hand it back unchanged
+
+
+class Backbone(Protocol):
+    """A perception tower with a suffix decoder: `nets/transformer.py` and `nets/conv_film.py` are two."""
+
+    suffix_width: int  # d, width of suffix tokens
+    feature_dim: int  # f, width of `features`
+
+    def prefix(self, observation: Observation) -> Prefix:
+        """Encode images, prompt and state. Nothing in the suffix can change it, so it may be cached exactly."""
+        ...
+
+    def suffix(
+        self,
+        prefix: Prefix,
+        tokens: Float[Array, "b n d"],
+        *,
+        condition: Float[Array, "b d"] | None = None,
+        causal: bool = False,
+    ) -> Float[Array, "b n d"]:
+        """Decode `n` tokens that see the whole prefix and each other (with `causal`: themselves and earlier ones).
+
+        `condition` modulates every layer's norm (flow time); None leaves the norms plain.
+        """
+        ...
+
+    def features(self, prefix: Prefix) -> Float[Array, "b f"]:
+        """One vector per example that says what the policy sees."""
+        ...

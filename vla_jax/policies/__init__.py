@@ -1,0 +1,1 @@
+"""One file per action decoder: a conditional distribution over action chunks."""

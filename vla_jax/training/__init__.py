@@ -1,0 +1,1 @@
+"""The fit loop and what it needs: sources, optimizers, sharding, checkpoints, logs."""
