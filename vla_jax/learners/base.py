@@ -24,9 +24,7 @@ class LearnerState(struct.PyTreeNode):
 class Learner(Protocol):
     def init(self, key: Key[Array, ""], example_batch: Any) -> LearnerState: ...
 
-    def update(
-        self, state: LearnerState, key: Key[Array, ""], batch: Any
-    ) -> tuple[LearnerState, Metrics]: ...
+    def update(self, state: LearnerState, key: Key[Array, ""], batch: Any) -> tuple[LearnerState, Metrics]: ...
 
     def actor(self, state: LearnerState) -> Params:
         """The parameters that acting needs, for example the averaged ones."""

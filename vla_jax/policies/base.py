@@ -21,9 +21,7 @@ class Policy(Protocol):
         """One non-negative value per example, averaged over its unmasked action entries, not yet weighted."""
         ...
 
-    def sample(
-        self, key: Key[Array, ""], observation: Observation, num_samples: int = 1
-    ) -> Float[Array, "n b h a"]:
+    def sample(self, key: Key[Array, ""], observation: Observation, num_samples: int = 1) -> Float[Array, "n b h a"]:
         """Independent chunks of normalized actions per observation."""
         ...
 
@@ -50,9 +48,7 @@ class HasLogProb(Protocol):
 class HasVelocity(Protocol):
     """Flow policies: time 0 is noise, time 1 is data, `x = (1 - time) * noise + time * actions`."""
 
-    def velocity(
-        self, prefix: Any, x: Float[Array, "b h a"], time: Float[Array, "b"]
-    ) -> Float[Array, "b h a"]: ...
+    def velocity(self, prefix: Any, x: Float[Array, "b h a"], time: Float[Array, "b"]) -> Float[Array, "b h a"]: ...
 
 
 @runtime_checkable
