@@ -66,5 +66,5 @@ def test_a_module_with_other_state_is_refused():
         def __init__(self, rngs):
             self.count = nnx.Variable(jnp.zeros(()))
 
-    with pytest.raises(TypeError, match="only nnx.Param"):
+    with pytest.raises(TypeError, match=r"only nnx\.Param"):
         functional.init(lambda rngs: Counter(rngs), jax.random.key(0))

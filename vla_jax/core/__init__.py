@@ -1,1 +1,1 @@
-"""What every room speaks: typed batches, modules as pure functions, keys, errors, registries. Imports nothing of ours."""
+"""What every room speaks: typed batches, modules as pure functions, keys, errors, registries."""

@@ -23,8 +23,8 @@ def avoid_slow_cpu_kernels() -> None:
     os.environ["XLA_FLAGS"] = f"{flags} --{_FUSION_EMITTERS}=false".strip()
     if _backend_is_live():
         warnings.warn(
-            f"JAX computed something before vla_jax was imported, so jaxlib {metadata.version('jaxlib')} keeps its slow "
-            f"CPU kernels: MJX simulation may be 1,000 times slower. Import vla_jax first, or set "
+            f"JAX computed something before vla_jax was imported, so jaxlib {metadata.version('jaxlib')} keeps its "
+            f"slow CPU kernels: MJX simulation may be 1,000 times slower. Import vla_jax first, or set "
             f"XLA_FLAGS=--{_FUSION_EMITTERS}=false.",
             stacklevel=3,
         )

@@ -1,5 +1,6 @@
 """The plain multilayer perceptron that critics, edits and small heads share."""
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -26,7 +27,7 @@ class MLP(nnx.Module):
     ):
         dims = (in_dim, *hidden_dims)
         self.hidden = nnx.List(
-            [nnx.Linear(a, b, rngs=rngs, kernel_init=_he_normal) for a, b in zip(dims[:-1], dims[1:], strict=True)]
+            [nnx.Linear(a, b, rngs=rngs, kernel_init=_he_normal) for a, b in itertools.pairwise(dims)]
         )
         self.norms = nnx.List([nnx.LayerNorm(width, rngs=rngs) for width in hidden_dims] if layer_norm else [])
         output_init = nnx.initializers.variance_scaling(output_scale**2, "fan_in", "truncated_normal")
