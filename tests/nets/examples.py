@@ -1,0 +1,52 @@
+"""Observations and the smallest backbones, shared by the tests of nets and policies."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vla_jax.core.types import Observation
+from vla_jax.nets.conv_film import ConvFilm, ConvFilmConfig
+
+CAMERAS, STATE_DIM, VOCAB, PROMPT, SIZE = ("front", "wrist"), 3, 11, 6, 16
+
+
+def observation(key, batch_size=2):
+    image_keys, state_key, prompt_key, length_key = jax.random.split(key, 4)
+    shape = (batch_size, SIZE, SIZE, 3)
+    lengths = jax.random.randint(length_key, (batch_size,), 1, PROMPT + 1)
+    return Observation(
+        images={
+            name: jax.random.randint(k, shape, 0, 256).astype(jnp.uint8)
+            for name, k in zip(CAMERAS, jax.random.split(image_keys, len(CAMERAS)), strict=True)
+        },
+        image_mask={name: jnp.ones(batch_size, bool) for name in CAMERAS},
+        state=jax.random.normal(state_key, (batch_size, STATE_DIM)),
+        prompt=jax.random.randint(prompt_key, (batch_size, PROMPT), 0, VOCAB),
+        prompt_mask=jnp.arange(PROMPT)[None] < lengths[:, None],
+    )
+
+
+def conv_film_config(num_suffix_tokens, **changes):
+    sizes = dict(image_size=(SIZE, SIZE), channels=8, hidden=16 * num_suffix_tokens, feature_dim=16, suffix_width=8)
+    return ConvFilmConfig(CAMERAS, STATE_DIM, VOCAB, PROMPT, num_suffix_tokens, **sizes | changes)
+
+
+def conv_film(num_suffix_tokens, adaptive_norm, rngs):
+    return ConvFilm(conv_film_config(num_suffix_tokens, adaptive_norm=adaptive_norm), rngs)
+
+
+BACKBONES = [conv_film]
+
+
+def train(loss, params, num_steps, optimizer):
+    """`params` after gradient steps on `loss(params, key)` in one scan, and the losses on the way."""
+
+    def train_step(carry, key):
+        params, opt_state = carry
+        value, grads = jax.value_and_grad(loss)(params, key)
+        updates, opt_state = optimizer.update(grads, opt_state)
+        return (optax.apply_updates(params, updates), opt_state), value
+
+    keys = jax.random.split(jax.random.key(1), num_steps)
+    (params, _), losses = jax.jit(lambda p: jax.lax.scan(train_step, (p, optimizer.init(p)), keys))(params)
+    return params, losses

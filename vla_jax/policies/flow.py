@@ -1,0 +1,135 @@
+"""Flow matching over action chunks (pi0, arXiv 2410.24164; adaptive norms as in pi0.5, arXiv 2504.16054).
+
+A velocity field carries noise at time 0 to actions at time 1 along straight lines. Training draws a time and a noise
+per chunk and regresses `actions - noise`; sampling integrates the field with a few Euler steps from one encoded
+observation. Unlike the paper, time runs from noise to data, as everywhere here, and masked action entries
+train nothing.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from vla_jax.core import errors
+from vla_jax.core.types import Demonstrations, Metrics, Observation
+from vla_jax.losses.flow import flow_matching_loss, interpolate
+from vla_jax.nets.backbone import Backbone
+from vla_jax.nets.linear import Dense, fan_in, sincos
+from vla_jax.samplers.flow import EulerOptions, euler
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowConfig:
+    action_horizon: int  # h
+    action_dim: int  # a
+    num_flow_steps: int = 10
+    time_distribution: Literal["uniform", "pi0"] = "uniform"  # "pi0" trains more near the noise
+    loss_samples: int = 1  # draws of noise and time per encoded observation; worth it where the suffix is cheap
+    time_conditioning: Literal["concat", "adaptive_norm"] = "concat"  # into the action tokens, or into every norm
+    clip_actions: bool = False  # whether samples are clipped to [-1, 1] after the last step
+
+    def __post_init__(self):
+        counts = (self.action_horizon, self.action_dim, self.num_flow_steps, self.loss_samples)
+        if min(counts) < 1:
+            raise errors.ConfigError("FlowConfig", expected="counts of at least 1", found=self)
+        _require_choice("time_distribution", self.time_distribution, ("uniform", "pi0"))
+        _require_choice("time_conditioning", self.time_conditioning, ("concat", "adaptive_norm"))
+
+
+class FlowPolicy(nnx.Module):
+    """`Policy`, `HasPrefix` and `HasVelocity`; one suffix token per step of the chunk."""
+
+    def __init__(self, config: FlowConfig, backbone: Backbone, rngs: nnx.Rngs):
+        self.config, self.backbone = config, backbone
+        width = backbone.suffix_width
+        self.action_in = Dense(config.action_dim, width, rngs, axes=(None, "embed"))
+        time_inputs = 2 * width if config.time_conditioning == "concat" else width
+        self.time_in = Dense(time_inputs, width, rngs, axes=("embed", "mlp"))
+        self.time_out = Dense(width, width, rngs, axes=("mlp", "embed"))
+        # Small at first: the untrained velocity is near zero, so the first loss is the variance of the target.
+        self.action_out = Dense(width, config.action_dim, rngs, axes=("embed", None), kernel_init=fan_in(0.1))
+
+    @property
+    def action_horizon(self) -> int:
+        return self.config.action_horizon
+
+    @property
+    def action_dim(self) -> int:
+        return self.config.action_dim
+
+    def loss(self, key: Key[Array, ""], batch: Demonstrations) -> tuple[Float[Array, "b"], Metrics]:
+        """Mean flow matching loss over `loss_samples` draws per example.
+
+        Actions under a False mask count as 0, so what stands there changes nothing.
+        """
+        noise_key, time_key = jax.random.split(key)
+        actions = jnp.where(batch.action_mask, batch.actions, 0.0)
+        noise = jax.random.normal(noise_key, (self.config.loss_samples, *actions.shape))
+        time = sample_time(time_key, noise.shape[:2], self.config.time_distribution)
+        prefix = self.backbone.prefix(batch.observation)
+
+        def one_draw(noise, time):
+            velocity = self.velocity(prefix, interpolate(noise, actions, time), time)
+            return flow_matching_loss(velocity, noise, actions, batch.action_mask)
+
+        losses = jax.vmap(one_draw)(noise, time)
+        metrics = {f"flow/{name}": value for name, value in _loss_by_time(losses, time).items()}
+        return losses.mean(0), metrics
+
+    def sample(self, key: Key[Array, ""], observation: Observation, num_samples: int = 1) -> Float[Array, "n b h a"]:
+        return self.sample_from(key, self.prefix(observation), num_samples)
+
+    def prefix(self, observation: Observation) -> Any:
+        return self.backbone.prefix(observation)
+
+    def sample_from(self, key: Key[Array, ""], prefix: Any, num_samples: int = 1) -> Float[Array, "n b h a"]:
+        noise_key, sampler_key = jax.random.split(key)
+        batch_size = self.backbone.features(prefix).shape[0]
+        noise = jax.random.normal(noise_key, (num_samples, batch_size, self.action_horizon, self.action_dim))
+
+        def model_fn(x, time):
+            return jax.vmap(lambda x: self.velocity(prefix, x, jnp.full(batch_size, time)))(x)
+
+        actions, _ = euler(sampler_key, model_fn, noise, EulerOptions(self.config.num_flow_steps))
+        return jnp.clip(actions, -1, 1) if self.config.clip_actions else actions
+
+    def features(self, prefix: Any) -> Float[Array, "b f"]:
+        return self.backbone.features(prefix)
+
+    def velocity(self, prefix: Any, x: Float[Array, "b h a"], time: Float[Array, "b"]) -> Float[Array, "b h a"]:
+        """The field at `x`: the expected `actions - noise` of the straight paths that pass `x` at `time`."""
+        tokens = self.action_in(x)
+        embedded_time = sincos(time, self.backbone.suffix_width)
+        if self.config.time_conditioning == "concat":
+            embedded_time = jnp.broadcast_to(embedded_time[:, None], tokens.shape)
+            tokens = self.time_out(jax.nn.silu(self.time_in(jnp.concatenate([tokens, embedded_time], axis=-1))))
+            condition = None
+        else:
+            condition = jax.nn.silu(self.time_out(jax.nn.silu(self.time_in(embedded_time))))
+        decoded = self.backbone.suffix(prefix, tokens, condition=condition)
+        return self.action_out(decoded).astype(jnp.float32)
+
+
+def sample_time(key: Key[Array, ""], shape: tuple[int, ...], distribution: str) -> Float[Array, "..."]:
+    """Training times. "pi0" is its Beta(1.5, 1) with cutoff 0.999, turned to our direction: `0.999 * (1 - beta)`.
+
+    Source: arXiv 2410.24164, appendix B. The inverse of Beta(1.5, 1)'s distribution function is `u ** (2 / 3)`.
+    """
+    uniform = jax.random.uniform(key, shape)
+    return uniform if distribution == "uniform" else 0.999 * (1 - uniform ** (2 / 3))
+
+
+def _loss_by_time(losses: Float[Array, "k b"], time: Float[Array, "k b"]) -> Metrics:
+    """The halves tell apart a field that has no mean (early) from one that has no detail (late)."""
+    halves = {"early": time < 0.5, "late": time >= 0.5}
+    by_half = {f"loss_{name}": jnp.where(m, losses, 0).sum() / jnp.maximum(m.sum(), 1) for name, m in halves.items()}
+    return {"loss": losses.mean(), **by_half}
+
+
+def _require_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise errors.ConfigError(f"FlowConfig.{field}", expected=" or ".join(choices), found=value)
