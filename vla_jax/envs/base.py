@@ -64,5 +64,5 @@ class Env(Protocol):
         ...
 
     def observe(self, state: EnvState) -> Observation:
-        """What the policy sees: unbatched, `state` in physical units (not normalized), prompt tokens of the instruction."""
+        """What the policy sees: unbatched, `state` in physical units (not normalized), the prompt tokens."""
         ...
