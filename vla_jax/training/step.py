@@ -1,0 +1,148 @@
+"""One compiled train step around a learner's update: keys from the step, metric sums and the NaN watch on the device.
+
+The host never waits for a step: what it needs to know is summed in `Carry` and fetched once per log interval.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax.sharding import Mesh
+from jaxtyping import Array, Int, Key
+
+from vla_jax.core import keys
+from vla_jax.core.types import Metrics
+from vla_jax.learners.base import Learner, LearnerState
+from vla_jax.training import sharding
+
+
+class Carry(struct.PyTreeNode):
+    """What a train step takes and gives back; its buffers are donated."""
+
+    learner: LearnerState
+    train_step: Int[Array, ""]  # updates done
+    sums: Metrics  # of every metric since the last log
+    count: Int[Array, ""]  # updates since the last log
+    bad_step: Int[Array, ""]  # the first update with a metric that is not finite; -1: none so far
+    bad_metrics: Metrics  # the metrics of that update
+
+
+@dataclasses.dataclass(frozen=True, eq=False)  # hashed by identity: jit caches on the bound method
+class TrainStep:
+    """`run(carry, batch) -> (carry, done)` for one mesh; `done` is a scalar to wait for that is never donated.
+
+    With `scan_updates=k > 1` a batch has a leading axis of k and one call makes k updates.
+    """
+
+    learner: Learner
+    seed: int
+    mesh: Mesh
+    example: Any  # abstract batch of one update
+    shardings: Carry  # a sharding per leaf
+    abstract: Carry  # shapes and dtypes per leaf
+    scan_updates: int = 1
+
+    def init(self, example_batch: Any) -> Carry:
+        """A fresh carry, made on its devices: no device ever holds the whole of a split parameter."""
+        key = keys.stream(self.seed, "init")
+        return jax.jit(self._init, out_shardings=self.shardings)(key, example_batch)
+
+    @functools.cached_property
+    def run(self) -> Any:
+        copied = sharding.replicated(self.mesh)
+        return jax.jit(self.apply, donate_argnums=0, out_shardings=(self.shardings, copied))
+
+    def apply(self, carry: Carry, batch: Any) -> tuple[Carry, Int[Array, ""]]:
+        """The pure function that `run` compiles."""
+        if self.scan_updates == 1:
+            carry = self._update(carry, batch)
+        else:
+            carry, _ = jax.lax.scan(lambda carry, batch: (self._update(carry, batch), None), carry, batch)
+        return carry, carry.train_step + 0
+
+    @functools.cached_property
+    def stack(self) -> Any:
+        """Jitted: `scan_updates` batches to one with a leading axis, every row where its batch had it."""
+        spec = jax.sharding.PartitionSpec(None, sharding.BATCH_AXES)
+        return jax.jit(
+            lambda *batches: jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches),
+            out_shardings=jax.sharding.NamedSharding(self.mesh, spec),
+        )
+
+    def clear(self, carry: Carry) -> Carry:
+        """The carry with an empty log interval."""
+        return carry.replace(**self._place(sums=dict.fromkeys(carry.sums, 0.0), count=0))
+
+    def resumed(self, learner: LearnerState, train_step: int, sums: Mapping[str, float], count: int) -> Carry:
+        """A carry around a restored learner state, in the middle of a log interval if `count` is not 0."""
+        names = self.abstract.sums
+        known = {name: sums.get(name, 0.0) for name in names}
+        rest = self._place(
+            sums=known, count=count, train_step=train_step, bad_step=-1, bad_metrics=dict.fromkeys(names, 0.0)
+        )
+        return Carry(learner=learner, **rest)
+
+    def _place(self, **values: Any) -> dict[str, Any]:
+        placed = {}
+        for name, value in values.items():
+            arrays = jax.tree.map(lambda leaf, kind: jnp.asarray(leaf, kind.dtype), value, getattr(self.abstract, name))
+            placed[name] = jax.device_put(arrays, getattr(self.shardings, name))
+        return placed
+
+    def _init(self, key: Key[Array, ""], batch: Any) -> Carry:
+        return _empty(self.learner.init(key, batch), tuple(self.abstract.sums))
+
+    def _update(self, carry: Carry, batch: Any) -> Carry:
+        key = keys.at_step(keys.stream(self.seed, "update"), carry.train_step)
+        learner_state, metrics = self.learner.update(carry.learner, key, batch)
+        metrics = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
+        bad = ~jnp.isfinite(jnp.stack(list(metrics.values()))).all() if metrics else jnp.zeros((), bool)
+        first = bad & (carry.bad_step < 0)
+        return Carry(
+            learner=learner_state,
+            train_step=carry.train_step + 1,
+            sums={name: carry.sums[name] + value for name, value in metrics.items()},
+            count=carry.count + 1,
+            bad_step=jnp.where(first, carry.train_step, carry.bad_step),
+            bad_metrics={name: jnp.where(first, value, carry.bad_metrics[name]) for name, value in metrics.items()},
+        )
+
+
+def build(
+    learner: Learner,
+    example_batch: Any,
+    mesh: Mesh,
+    *,
+    seed: int = 0,
+    logical_axes: Mapping[str, Any] | None = None,
+    fsdp_min_size: int = 2**16,
+    scan_updates: int = 1,
+) -> TrainStep:
+    """Trace `learner` on shapes only (nothing is computed or allocated) and give every array its place.
+
+    `example_batch` may be abstract. Raises ConfigError as `sharding.param_shardings` does.
+    """
+    example = jax.eval_shape(lambda batch: jax.tree.map(jnp.asarray, batch), example_batch)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    state = jax.eval_shape(learner.init, key, example)
+    metrics = jax.eval_shape(learner.update, state, key, example)[1]
+    abstract = jax.eval_shape(lambda state: _empty(state, tuple(metrics)), state)
+    copied = sharding.replicated(mesh)
+    shardings = jax.tree.map(lambda _: copied, abstract).replace(
+        learner=sharding.param_shardings(state, mesh, logical_axes, fsdp_min_size=fsdp_min_size)
+    )
+    return TrainStep(learner, seed, mesh, example, shardings, abstract, scan_updates)
+
+
+def _empty(state: LearnerState, names: tuple[str, ...]) -> Carry:
+    def zeros() -> Metrics:
+        return {name: jnp.zeros((), jnp.float32) for name in names}
+
+    def integer(value: int) -> Int[Array, ""]:
+        return jnp.full((), value, jnp.int32)
+
+    return Carry(state, integer(0), zeros(), integer(0), integer(-1), zeros())
