@@ -38,6 +38,21 @@ def test_more_successes_than_episodes_raise():
         statistics.wilson(3, 2)
 
 
+def test_one_seed_is_the_plain_bootstrap():
+    values = np.random.default_rng(0).normal(size=80)
+    plain = statistics.bootstrap_mean(values, method="percentile")
+    assert statistics.bootstrap_seeds([values]) == pytest.approx(plain, abs=0.02)
+
+
+def test_seeds_that_differ_widen_the_interval_that_pooling_gives():
+    seeds = [np.repeat([1.0, 0.0], [ones, 100 - ones]) for ones in (20, 50, 80, 50, 50)]
+    pooled = statistics.bootstrap_mean(np.concatenate(seeds))
+    low, high = statistics.bootstrap_seeds(seeds)
+    # variance of the mean: seed means vary by 0.19^2 / 5 = 0.0072, episodes of a seed by 0.21 / 500 = 0.0004
+    assert (high - low) / 2 == pytest.approx(1.96 * np.sqrt(0.0076), rel=0.06)
+    assert pooled.high - pooled.low < 0.09
+
+
 @pytest.mark.parametrize("method", ["percentile", "bca"])
 def test_bootstrap_agrees_with_scipy(method):
     values = np.random.default_rng(1).exponential(size=40)
