@@ -1,10 +1,10 @@
 """EXPO: online RL fine-tuning of an expressive policy without gradients through its sampler.
 
 Dong, Li, Sadigh, Finn, "EXPO: Stable Reinforcement Learning with Expressive Policies" (arXiv 2507.07986). The base
-policy (flow, tokens, anything that samples) only ever imitates. A light squashed Gaussian learns a small bounded edit of
-its actions. The on-the-fly policy draws several base chunks, edits each, and takes the candidate with the highest value;
-it acts, and it is what the temporal-difference target bootstraps from. A wrong critic can mislead the choice, but it
-cannot move the base.
+policy (flow, tokens, anything that samples) only ever imitates. A light squashed Gaussian learns a small bounded edit
+of its actions. The on-the-fly policy draws several base chunks, edits each, and takes the candidate with the highest
+value; it acts, and it is what the temporal-difference target bootstraps from. A wrong critic can mislead the choice,
+but it cannot move the base.
 
     base samples a_1..a_N ------------------+
          |                                  +--> 2N candidates --Q--> argmax --> run, and bootstrap target
@@ -122,13 +122,10 @@ class EXPO:
 
     # --- state -----------------------------------------------------------------------------------------------------
 
-    def init(
-        self, key: Key[Array, ""], example_batch: Transitions | None = None, base_params: Params | None = None
-    ) -> EXPOState:
-        """A state around a pretrained base (`base_params`) or a fresh one."""
+    def init(self, key: Key[Array, ""], example_batch: Transitions | None = None) -> EXPOState:
+        """A state around a fresh base; `with_base` gives it a pretrained one."""
         base_key, critic_key, edit_key = jax.random.split(key, 3)
-        if base_params is None:
-            _, base_params = functional.init(self.policy, base_key)
+        _, base_params = functional.init(self.policy, base_key)
         require(self.base.bind(base_params), HasPrefix)
         _, critic = functional.init_ensemble(self._make_critic, critic_key, self.config.num_critics)
         _, edit = functional.init(self._make_edit, edit_key)
@@ -141,6 +138,11 @@ class EXPO:
         # copies: donated buffers may not alias
         ema_base = jax.tree.map(jnp.copy, base_params) if self.config.base == "imitation" else {}
         return EXPOState(jnp.zeros((), jnp.int32), params, ema_base, jax.tree.map(jnp.copy, critic), opt_state)
+
+    def with_base(self, state: EXPOState, base_params: Params) -> EXPOState:
+        """The state with a pretrained policy in place of the fresh one."""
+        ema_base = jax.tree.map(jnp.copy, base_params) if self.config.base == "imitation" else {}
+        return state.replace(params={**state.params, "base": base_params}, ema_base=ema_base)
 
     def _make_critic(self, rngs: nnx.Rngs) -> critics.ChunkCritic:
         horizon, hidden = self.config.execution_horizon, self.config.hidden_dims
@@ -274,7 +276,7 @@ class EXPO:
         return returns + factor * value
 
     def _edit_step(self, state: EXPOState, key: Key[Array, ""], batch: Transitions) -> tuple[EXPOState, Metrics]:
-        """The edit of the action in the buffer (not of a fresh base sample) towards higher value; then its temperature."""
+        """The edit of the action in the buffer (not of a fresh sample) towards higher value; then its temperature."""
         embed_key, sample_key = jax.random.split(key)
         embedded = self._embedded(state, embed_key, batch.observation)
         temperature = jnp.exp(state.params["log_temperature"])

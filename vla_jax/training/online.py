@@ -1,0 +1,197 @@
+"""Batches from a simulator: environments, a learner that acts in them, and a replay buffer, all on the device.
+
+One `next` makes one decision in every environment and samples the batch of one update call:
+
+    view --explore--> chunk --env--> states --observe, embed--> next view
+       |                |                          |
+       +----------------+--> one row per environment, into the buffer --sample--> batch [rounds, critic_updates, b]
+
+An episode that ended is replaced at the next decision, which it sits out: so its last observation is embedded like any
+other, a time limit bootstraps from it, and nothing is rendered twice.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Float, Key
+
+from vla_jax.core import errors, keys
+from vla_jax.core.types import Metrics, Observation, Params, Transitions
+from vla_jax.data import replay
+from vla_jax.envs.base import Env, EnvState
+from vla_jax.envs.wrappers import BatchedEnv, ChunkedEnv, reset_where
+from vla_jax.training import sharding
+
+_RECENT_EPISODES = 256
+
+
+class Explores(Protocol):
+    """What collection asks of a learner besides the `Learner` contract."""
+
+    def observe(self, actor_params: Params, key: Key[Array, ""], observation: Observation) -> tuple[Any, Any]:
+        """What `explore` needs to act, and what the buffer keeps as the observation."""
+        ...
+
+    def explore(self, actor_params: Params, key: Key[Array, ""], view: Any) -> Float[Array, "b h a"]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class ReplayConfig:
+    num_envs: int = 64
+    capacity: int = 60_000  # rows, one per decision and environment
+    warmup_decisions: int = 40  # in every environment, before the first update
+    rounds: int = 1  # of the learner, per decision
+    critic_updates: int = 8  # per round
+    batch_size: int = 256  # per critic update
+    seed: int = 0
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            if field.name != "seed" and getattr(self, field.name) < 1:
+                raise errors.ConfigError(
+                    f"ReplayConfig.{field.name}", expected="at least 1", found=getattr(self, field.name)
+                )
+
+
+class Collector(struct.PyTreeNode):
+    """Everything that goes on between two decisions; saved with the checkpoint, so that a resumed run is the same."""
+
+    env: EnvState
+    view: Any
+    stored: Any
+    buffer: replay.ReplayBuffer
+    outcomes: replay.ReplayBuffer  # success of the latest episodes
+
+
+def _identity(value: Any) -> Any:
+    return value
+
+
+class ReplaySource:
+    """The `Source` of off-policy learners; `normalize` and `unnormalize` sit at the edges, as in evaluation."""
+
+    def __init__(
+        self,
+        env: Env,
+        learner: Explores,
+        abstract_actor: Params,
+        config: ReplayConfig,
+        *,
+        normalize: Callable[[Observation], Observation] = _identity,
+        unnormalize: Callable[[Float[Array, "b h a"]], Float[Array, "b h a"]] = _identity,
+    ):
+        self._env, self._learner, self._config = ChunkedEnv(BatchedEnv(env)), learner, config
+        self._normalize, self._unnormalize = normalize, unnormalize
+        self._mesh: Mesh | None = None
+        self._key = keys.stream(config.seed, "collect")
+        self._abstract = jax.eval_shape(self._start, abstract_actor, self._key)
+        self._collector: Collector | None = None
+
+    def use_mesh(self, mesh: Mesh) -> None:
+        self._mesh = mesh
+
+    def example(self) -> Transitions:
+        """Zeros of the shape of one update's batch."""
+        shapes = jax.eval_shape(lambda collector: self._sample(collector, self._key), self._abstract)
+        return jax.tree.map(_zeros, shapes)
+
+    def next(self, step: int, actor_params: Params) -> tuple[Transitions, Metrics]:
+        if self._collector is None:
+            self._collector = self._warm_up(actor_params, self._key)
+        self._collector, batch, metrics = self._decide_and_sample(
+            self._collector, actor_params, keys.at_step(self._key, step + 1)
+        )
+        return batch, metrics
+
+    def state(self) -> Collector:
+        """The collector; before the first batch, zeros of its shape."""
+        if self._collector is None:
+            return jax.tree.map(_zeros, self._abstract)
+        return self._collector
+
+    def restore(self, state: Collector) -> None:
+        self._collector = state
+
+    # --- compiled -------------------------------------------------------------------------------------------------
+
+    @partial(jax.jit, static_argnums=0)
+    def _warm_up(self, actor_params: Params, key: Key[Array, ""]) -> Collector:
+        start_key, decide_key = jax.random.split(jax.random.fold_in(key, 0))
+        collector = self._start(actor_params, start_key)
+
+        def decide(collector, key):
+            return self._decide(collector, actor_params, key)[0], None
+
+        return jax.lax.scan(decide, collector, jax.random.split(decide_key, self._config.warmup_decisions))[0]
+
+    @partial(jax.jit, static_argnums=0, donate_argnums=1)
+    def _decide_and_sample(
+        self, collector: Collector, actor_params: Params, key: Key[Array, ""]
+    ) -> tuple[Collector, Transitions, Metrics]:
+        decide_key, sample_key = jax.random.split(key)
+        collector, metrics = self._decide(collector, actor_params, decide_key)
+        return collector, self._sample(collector, sample_key), metrics
+
+    def _start(self, actor_params: Params, key: Key[Array, ""]) -> Collector:
+        reset_key, observe_key = jax.random.split(key)
+        states = self._spread(self._env.reset(jax.random.split(reset_key, self._config.num_envs)))
+        view, stored = self._look(actor_params, observe_key, states)
+        actions = self._learner.explore(actor_params, observe_key, view)
+        row = self._row(stored, actions, jax.eval_shape(self._env.step, states, actions), stored)
+        first = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), row)
+        outcome = jax.ShapeDtypeStruct((), jnp.float32)
+        return Collector(
+            env=states,
+            view=view,
+            stored=stored,
+            buffer=replay.init(self._config.capacity, first),
+            outcomes=replay.init(_RECENT_EPISODES, outcome),
+        )
+
+    def _decide(self, collector: Collector, actor_params: Params, key: Key[Array, ""]) -> tuple[Collector, Metrics]:
+        explore_key, reset_key, observe_key = jax.random.split(key, 3)
+        finished = collector.env.done
+        actions = self._learner.explore(actor_params, explore_key, collector.view)
+        chunk = self._env.step(collector.env, self._unnormalize(actions))  # finished ones stay as they are
+        reset_keys = jax.random.split(reset_key, self._config.num_envs)
+        states = self._spread(reset_where(self._env, chunk.state, reset_keys, where=finished))
+        view, stored = self._look(actor_params, observe_key, states)
+        row = self._row(collector.stored, actions, chunk, stored)
+        ended = chunk.state.done & ~finished
+        outcomes = replay.insert(collector.outcomes, chunk.state.success.astype(jnp.float32), ended)
+        collector = Collector(states, view, stored, replay.insert(collector.buffer, row, ~finished), outcomes)
+        return collector, {
+            "collect/success_rate": outcomes.rows.sum() / jnp.maximum(outcomes.size, 1),
+            "collect/env_steps": chunk.mask.sum().astype(jnp.float32),
+            "collect/episodes": ended.sum().astype(jnp.float32),
+            "collect/buffer_rows": collector.buffer.size.astype(jnp.float32),
+        }
+
+    def _look(self, actor_params: Params, key: Key[Array, ""], states: EnvState) -> tuple[Any, Any]:
+        return self._learner.observe(actor_params, key, self._normalize(self._env.observe(states)))
+
+    def _row(self, stored: Any, actions: Float[Array, "b h a"], chunk: Any, next_stored: Any) -> Transitions:
+        return Transitions(stored, actions, chunk.rewards, chunk.discounts, chunk.mask, next_stored, {})
+
+    def _sample(self, collector: Collector, key: Key[Array, ""]) -> Transitions:
+        config = self._config
+        return replay.sample(collector.buffer, key, (config.rounds, config.critic_updates, config.batch_size))
+
+    def _spread(self, states: EnvState) -> EnvState:
+        """Environments over the data axes of the mesh; what follows from them inherits it."""
+        if self._mesh is None:
+            return states
+        spec = NamedSharding(self._mesh, PartitionSpec(sharding.BATCH_AXES))
+        return jax.lax.with_sharding_constraint(states, spec)
+
+
+def _zeros(leaf: jax.ShapeDtypeStruct) -> Array | Bool[Array, "..."]:
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.split(jax.random.key(0), leaf.shape)
+    return jnp.zeros(leaf.shape, leaf.dtype)

@@ -1,0 +1,160 @@
+"""What an experiment is: one frozen dataclass of plain values, stored whole in every checkpoint.
+
+`recipes/<name>.py` builds one with plain functions; `vla_jax/experiment.py` runs it. Values may be overridden on the
+command line (`--optimizer.peak-lr 3e-4`), so a recipe holds numbers and names, never arrays or functions.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from flax import nnx
+
+from vla_jax.codecs import text
+from vla_jax.core import errors
+from vla_jax.data.normalization import NormalizationConfig
+from vla_jax.data.schema import DatasetConfig
+from vla_jax.envs.mjx.tabletop import TabletopConfig
+from vla_jax.learners.expo import EXPOConfig
+from vla_jax.learners.imitation import ImitationConfig
+from vla_jax.nets.conv_film import ConvFilm, ConvFilmConfig
+from vla_jax.policies.base import Policy
+from vla_jax.policies.flow import FlowConfig, FlowPolicy
+from vla_jax.training.fit import FitConfig
+from vla_jax.training.online import ReplayConfig
+from vla_jax.training.optimizers import Adam, AdamW
+
+_BACKBONES = {ConvFilmConfig: ConvFilm}
+_DECODERS = {FlowConfig: FlowPolicy}
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """How instructions become tokens; bytes unless `vocabulary` is a path to a .model or a tokenizer.json."""
+
+    vocabulary: str | None = None
+    prompt_length: int = 48  # tokens; longer instructions are refused
+
+    def tokenizer(self) -> text.Tokenizer:
+        if self.vocabulary is None:
+            return text.ByteTokenizer()
+        kind = text.JsonTokenizer if self.vocabulary.endswith(".json") else text.SentencePieceTokenizer
+        return kind(self.vocabulary)
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyConfig:
+    """A backbone that sees and a decoder that acts; any pair works."""
+
+    backbone: ConvFilmConfig
+    decoder: FlowConfig
+
+    def constructor(self) -> Callable[[nnx.Rngs], Policy]:
+        backbone, decoder = _BACKBONES[type(self.backbone)], _DECODERS[type(self.decoder)]
+        return lambda rngs: decoder(self.decoder, backbone(self.backbone, rngs), rngs)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Recorded demonstrations."""
+
+    datasets: tuple[DatasetConfig, ...]
+    batch_size: int  # over all processes
+    normalization: NormalizationConfig = NormalizationConfig()
+    weights: tuple[float, ...] | None = None  # of a mixture; None: in proportion to the frames
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """Episodes of an environment that a checkpoint is judged by."""
+
+    env: TabletopConfig
+    execution_horizon: int  # control steps between two looks
+    num_episodes: int = 256
+    batch_size: int = 128
+    seed: int = 1000  # of the initial states: never one that training used
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    name: str
+    policy: PolicyConfig
+    learner: ImitationConfig | EXPOConfig
+    optimizer: AdamW | Adam
+    fit: FitConfig
+    evaluation: EvaluationConfig
+    data: DataConfig  # trained on, or, with `start_from`, what the policy was trained on
+    text: TextConfig = TextConfig()
+    replay: ReplayConfig | None = None  # of online learners: they act in `evaluation.env`
+    start_from: str | None = None  # a run folder or checkpoint whose policy this run begins with
+
+    def __post_init__(self):
+        if isinstance(self.learner, EXPOConfig) and (self.replay is None or self.start_from is None):
+            raise errors.ConfigError(
+                f"recipe {self.name}",
+                expected="replay and start_from, because EXPO fine-tunes a policy in an environment",
+                found=f"replay={self.replay}, start_from={self.start_from!r}",
+            )
+        horizon, executed = self.policy.decoder.action_horizon, self.evaluation.execution_horizon
+        if executed > horizon:
+            raise errors.ConfigError(
+                f"recipe {self.name}: evaluation.execution_horizon",
+                expected=f"at most policy.decoder.action_horizon = {horizon}",
+                found=executed,
+            )
+        for dataset in self.data.datasets:
+            if dataset.action_horizon != horizon:
+                raise errors.ConfigError(
+                    f"recipe {self.name}: data.datasets, {dataset.path}",
+                    expected=f"action_horizon = {horizon}, as policy.decoder says",
+                    found=dataset.action_horizon,
+                )
+
+
+def to_plain(value: Any) -> Any:
+    """JSON types; every dataclass carries its class name as "type"."""
+    if dataclasses.is_dataclass(value):
+        fields = {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {"type": type(value).__name__, **fields}
+    if isinstance(value, tuple | list):
+        return [to_plain(item) for item in value]
+    return value
+
+
+def from_plain(kind: Any, value: Any, place: str = "recipe") -> Any:
+    """The inverse of `to_plain` for a value annotated as `kind`. Raises CheckpointError for a field nobody knows."""
+    options = (
+        typing.get_args(kind)
+        if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union
+        else (kind,)
+    )
+    if value is None and type(None) in options:
+        return None
+    if isinstance(value, Mapping) and "type" in value:
+        for option in options:
+            if dataclasses.is_dataclass(option) and option.__name__ == value["type"]:
+                return _dataclass_from_plain(option, value, place)
+        raise errors.CheckpointError(
+            f"{place}: a {value['type']} stands here",
+            expected=" or ".join(getattr(option, "__name__", str(option)) for option in options),
+            fix="use the version of vla_jax that wrote it",
+        )
+    for option in options:
+        if typing.get_origin(option) is tuple and isinstance(value, list):
+            items = typing.get_args(option)
+            inner = items[:1] * len(value) if items[-1] is Ellipsis else items
+            return tuple(from_plain(item, entry, place) for item, entry in zip(inner, value, strict=True))
+    return value
+
+
+def _dataclass_from_plain(kind: type, value: Mapping[str, Any], place: str) -> Any:
+    hints = typing.get_type_hints(kind)
+    unknown = sorted(set(value) - set(hints) - {"type"})
+    if unknown:
+        raise errors.CheckpointError(
+            f"{place}: {kind.__name__} has no field {unknown[0]!r}", fix=errors.closest(unknown[0], hints)
+        )
+    return kind(**{name: from_plain(hints[name], value[name], f"{place}.{name}") for name in value if name != "type"})
