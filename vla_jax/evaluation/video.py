@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import io
+import subprocess
 import tempfile
 from pathlib import Path
 from typing import Literal
@@ -78,22 +79,21 @@ def has_ffmpeg() -> bool:
 
 
 def _mp4(frames: UInt8[np.ndarray, "time h w 3"], frames_per_second: float) -> bytes:
+    height, width = frames.shape[1:3]
+    # imageio_ffmpeg's own writer forks with a preexec function, which can deadlock beside JAX's threads
+    source = f"-f rawvideo -pix_fmt rgb24 -s {width}x{height} -r {frames_per_second:g} -i -"
+    # yuv420p is what every browser plays; faststart puts the index in front of the data
+    sink = f"-an -c:v libx264 -pix_fmt yuv420p -crf {_QUALITY} -preset slow -threads 1 -movflags +faststart"
     with tempfile.TemporaryDirectory() as folder:  # MP4 needs a seekable output, a pipe is none
         path = Path(folder) / "film.mp4"
-        writer = imageio_ffmpeg.write_frames(
-            str(path),
-            size=(frames.shape[2], frames.shape[1]),
-            fps=frames_per_second,
-            codec="libx264",
-            pix_fmt_out="yuv420p",  # the only one every browser plays
-            quality=None,
-            macro_block_size=2,
-            output_params=["-crf", str(_QUALITY), "-preset", "slow", "-movflags", "+faststart", "-threads", "1"],
-        )
-        writer.send(None)
-        for frame in frames:
-            writer.send(np.ascontiguousarray(frame))
-        writer.close()
+        command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", *source.split(), *sink.split(), str(path)]
+        done = subprocess.run(command, input=frames.tobytes(), capture_output=True)
+        if done.returncode:
+            raise errors.DataError(
+                f"ffmpeg could not encode a film of {list(frames.shape)}",
+                found=done.stderr.decode(errors="replace").strip()[-500:],
+                fix='pass format="webp", or another ffmpeg in $IMAGEIO_FFMPEG_EXE',
+            )
         return path.read_bytes()
 
 
