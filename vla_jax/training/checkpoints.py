@@ -118,6 +118,7 @@ class Checkpoints:
         `learner_state` may be abstract (`jax.ShapeDtypeStruct` with shardings). Raises CheckpointError with a table of
         every leaf that differs, before anything is loaded.
         """
+        self.wait()
         folder = self.folder / str(step)
         document = read_metadata(folder)
         expected = {"learner": flatten(learner_state), "source": flatten(source_state)}

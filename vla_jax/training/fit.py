@@ -11,6 +11,7 @@ same mesh: batches come from the source's state, keys from the step, and sums of
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from typing import Any, Literal
 import jax
 
 from vla_jax.core import errors, runtime
-from vla_jax.core.types import Params
+from vla_jax.core.types import Params, Transitions
 from vla_jax.learners.base import Learner, LearnerState
 from vla_jax.training import checkpoints, interrupts, sharding, step
 from vla_jax.training import logging as logs
@@ -70,7 +71,7 @@ class FitResult:
     state: LearnerState
     train_step: int  # updates done
     interrupted: bool  # stopped by a signal and saved; the same command goes on
-    metrics: dict[str, float]  # the last value of everything logged by this call; empty when there was nothing to do
+    metrics: dict[str, float]  # the last value of everything that was logged or evaluated
 
 
 def fit(
@@ -165,7 +166,6 @@ class _Run:
                 self.carry = self.carry.replace(learner=sharding.shard_state(warm, self.train_step.shardings.learner))
         else:
             self._restore(latest)
-        batch_size = jax.tree.leaves(example)[0].shape[0]
         log = logs.RunLog(
             self.run_dir,
             self.config.log,
@@ -175,9 +175,11 @@ class _Run:
         )
         with contextlib.closing(log):
             self.log = log
+            for record in logs.read(self.run_dir) if (self.run_dir / logs.METRICS_FILE).exists() else ():
+                self.last_metrics |= {name: value for name, value in record.items() if name != "step"}
             quiet = self.quiet or jax.process_index() != 0
             self.progress = logs.Progress(
-                self.config.num_train_steps, self.step, batch_size, self.config.log, quiet=quiet
+                self.config.num_train_steps, self.step, _num_samples(example), self.config.log, quiet=quiet
             )
             with contextlib.closing(self.progress):
                 if latest is not None:
@@ -186,7 +188,7 @@ class _Run:
 
     def loop(self) -> FitResult:
         config = self.config
-        with interrupts.Interrupts() as interrupts_:
+        with interrupts.Interrupts() as signals:
             while self.step < config.num_train_steps:
                 self._advance()
                 is_last = self.step >= config.num_train_steps
@@ -198,7 +200,7 @@ class _Run:
                 if is_last or self.step % config.checkpoint_every == 0:
                     self._save()
                 # Several processes must stop at the same step, so they compare notes, at the log interval only.
-                if interrupts_.agreed(now=self.step % config.log_every == 0) and not is_last:
+                if signals.agreed(now=self.step % config.log_every == 0) and not is_last:
                     self._save()
                     self.progress.say(
                         f"stopped by a signal at step {self.step}, saved; the same command goes on from here"
@@ -213,7 +215,8 @@ class _Run:
         batches = []
         for offset in range(self.config.scan_updates):
             batch, values = self.source.next(self.step + offset, actor_params)
-            batches.append(sharding.place_batch(batch, self.train_step.mesh))
+            is_placed = isinstance(self.source, UsesMesh)
+            batches.append(batch if is_placed else sharding.place_batch(batch, self.train_step.mesh))
             for name, value in values.items():
                 self.source_values.setdefault(name, []).append(value)
         batch = batches[0] if len(batches) == 1 else self.train_step.stack(*batches)
@@ -274,7 +277,17 @@ class _Run:
             self.train_step.abstract.learner,
             self.train_step.shardings.learner,
         )
-        state, source_state = self.store.restore(latest, abstract, self.source.state())
+        # What a source has not tied to a device (zeros, before its first batch) belongs to the whole mesh.
+        copied = sharding.replicated(self.train_step.mesh)
+        source_template = jax.tree.map(
+            lambda leaf: (
+                jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=copied)
+                if isinstance(leaf, jax.Array) and not leaf.committed
+                else leaf
+            ),
+            self.source.state(),
+        )
+        state, source_state = self.store.restore(latest, abstract, source_template)
         self.source.restore(source_state)
         interval = self.store.metadata(latest)["log_interval"]
         self.carry = self.train_step.resumed(state, latest, interval["sums"], interval["count"])
@@ -326,6 +339,13 @@ class _Run:
     def _result(self, *, interrupted: bool) -> FitResult:
         self.store.wait()
         return FitResult(self.carry.learner, self.step, interrupted, self.last_metrics)
+
+
+def _num_samples(batch: Any) -> int:
+    """Examples in one update's batch; a replay batch may hold those of several gradient steps."""
+    if isinstance(batch, Transitions):
+        return math.prod(batch.rewards.shape[:-1])
+    return jax.tree.leaves(batch)[0].shape[0]
 
 
 def _changes(old: Any, new: Any, path: str) -> list[str]:

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -136,8 +137,20 @@ def param_shardings(
 
 
 def shard_state(state: Any, shardings: Any) -> Any:
-    """Place a learner state, for example one warm-started on the host, as `param_shardings(state, ...)` says."""
-    return jax.device_put(state, shardings)
+    """Place a learner state, for example one warm-started on the host, as `param_shardings(state, ...)` says.
+
+    An array that stands at two places (params and their average) is copied: donated buffers may not alias.
+    """
+    seen = set()
+
+    def place(leaf, where):
+        placed = jax.device_put(leaf, where)
+        if id(leaf) in seen:
+            return jnp.copy(placed)
+        seen.add(id(leaf))
+        return placed
+
+    return jax.tree.map(place, state, shardings)
 
 
 def report(state: Any, shardings: Any) -> str:

@@ -41,7 +41,7 @@ class Source(Protocol):
 
 @runtime_checkable
 class UsesMesh(Protocol):
-    """A source that places its own arrays; `fit` calls this first. Others may return batches from the host."""
+    """A source that places its own batches; `fit` calls this first. It splits those of others over their rows."""
 
     def use_mesh(self, mesh: Mesh) -> None: ...
 

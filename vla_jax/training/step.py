@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.sharding import Mesh
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Int
 
 from vla_jax.core import keys
 from vla_jax.core.types import Metrics
@@ -47,9 +47,18 @@ class TrainStep:
     scan_updates: int = 1
 
     def init(self, example_batch: Any) -> Carry:
-        """A fresh carry, made on its devices: no device ever holds the whole of a split parameter."""
-        key = keys.stream(self.seed, "init")
-        return jax.jit(self._init, out_shardings=self.shardings)(key, example_batch)
+        """A fresh carry, made on its devices: no device ever holds the whole of a split parameter.
+
+        Abstract leaves of `example_batch` reach the learner as zeros.
+        """
+        flat, structure = jax.tree.flatten(example_batch)
+        given = [None if isinstance(leaf, jax.ShapeDtypeStruct) else leaf for leaf in flat]
+
+        def init(key, given):
+            leaves = [jnp.zeros(a.shape, a.dtype) if g is None else g for a, g in zip(flat, given, strict=True)]
+            return _empty(self.learner.init(key, structure.unflatten(leaves)), tuple(self.abstract.sums))
+
+        return jax.jit(init, out_shardings=self.shardings)(keys.stream(self.seed, "init"), given)
 
     @functools.cached_property
     def run(self) -> Any:
@@ -67,11 +76,7 @@ class TrainStep:
     @functools.cached_property
     def stack(self) -> Any:
         """Jitted: `scan_updates` batches to one with a leading axis, every row where its batch had it."""
-        spec = jax.sharding.PartitionSpec(None, sharding.BATCH_AXES)
-        return jax.jit(
-            lambda *batches: jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches),
-            out_shardings=jax.sharding.NamedSharding(self.mesh, spec),
-        )
+        return jax.jit(lambda *batches: jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches))
 
     def clear(self, carry: Carry) -> Carry:
         """The carry with an empty log interval."""
@@ -92,9 +97,6 @@ class TrainStep:
             arrays = jax.tree.map(lambda leaf, kind: jnp.asarray(leaf, kind.dtype), value, getattr(self.abstract, name))
             placed[name] = jax.device_put(arrays, getattr(self.shardings, name))
         return placed
-
-    def _init(self, key: Key[Array, ""], batch: Any) -> Carry:
-        return _empty(self.learner.init(key, batch), tuple(self.abstract.sums))
 
     def _update(self, carry: Carry, batch: Any) -> Carry:
         key = keys.at_step(keys.stream(self.seed, "update"), carry.train_step)
