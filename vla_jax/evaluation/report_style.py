@@ -27,6 +27,7 @@ tbody th { font-weight: 550; }
 th.number, td.number { text-align: right; white-space: nowrap; }
 th:last-child, td:last-child { padding-right: 0; }
 .value { font-weight: 600; }
+td .muted { white-space: nowrap; }
 .muted, .description { color: var(--muted); font-weight: 400; }
 .description { display: block; font-size: 13px; max-width: 44ch; }
 .finding { margin: 18px 0 0; padding: 11px 16px; background: var(--panel); border-left: 3px solid var(--accent); }
@@ -34,7 +35,7 @@ svg.rate { display: block; width: 100%; min-width: 120px; max-width: 220px; heig
 svg .grid { stroke: var(--rule); stroke-width: 1; vector-effect: non-scaling-stroke; }
 svg .interval { fill: var(--soft); }
 svg .dot { fill: var(--accent); }
-.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); gap: 20px 28px; }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(230px, 1fr)); gap: 18px 20px; }
 .chart { margin: 0; }
 .chart figcaption { font-size: 13px; font-weight: 550; }
 .chart svg { display: block; width: 100%; height: auto; }

@@ -23,6 +23,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt8, UInt32
 from vla_jax.core import errors
 from vla_jax.core.types import Observation, Params
 from vla_jax.envs.base import Env, EnvState
+from vla_jax.envs.wrappers import BatchedEnv, ChunkedEnv
 from vla_jax.learners.base import Memory
 
 Act = Callable[[Params, Key[Array, ""], Observation, Memory], tuple[Float[Array, "b h a"], Memory]]
@@ -154,8 +155,9 @@ class Rollout:
         """Film the episodes with these indices, the same that `evaluate` ran with the same key.
 
         One frame at the start and one after every `frame_stride` control steps, which must divide the execution
-        horizon. `render` draws one state, larger than a policy would see it; without it the frames are what the
-        policy sees from `camera`. A sampling policy draws other noise than in a batch of another size.
+        horizon. `render` draws one state, for example with the same environment made for larger images; without it
+        the frames are what the policy sees from `camera`. A sampling policy draws other noise than in a batch of
+        another size. Pass the same function again to reuse the compiled program.
         """
         if self.execution_horizon % frame_stride:
             raise errors.ConfigError(
@@ -181,7 +183,7 @@ class Rollout:
             def decide(carry):
                 decision, state, memory, episodes = carry
                 actions, memory = self._decide(actor_params, jax.random.fold_in(acting_key, decision), state, memory)
-                (state, episodes), _ = jax.lax.scan(self._step, (state, episodes), actions)
+                state, episodes = self._execute(state, episodes, actions)
                 return decision + 1, state, memory, episodes
 
             carry = (jnp.int32(0), state, self.initial_memory(indices.shape[0]), episodes)
@@ -201,12 +203,12 @@ class Rollout:
             def decide(carry, decision):
                 state, memory, episodes = carry
                 actions, memory = self._decide(actor_params, jax.random.fold_in(acting_key, decision), state, memory)
-                actions = actions.reshape(-1, frame_stride, *actions.shape[1:])
-                (state, episodes), frames = jax.lax.scan(shot, (state, episodes), actions)
+                shots = actions.reshape(actions.shape[0], -1, frame_stride, actions.shape[2])
+                (state, episodes), frames = jax.lax.scan(shoot, (state, episodes), jnp.moveaxis(shots, 1, 0))
                 return (state, memory, episodes), frames
 
-            def shot(carry, actions):
-                carry, _ = jax.lax.scan(self._step, carry, actions)
+            def shoot(carry, actions):
+                carry = self._execute(*carry, actions)
                 return carry, draw(carry[0])
 
             carry = (state, self.initial_memory(indices.shape[0]), episodes)
@@ -219,7 +221,7 @@ class Rollout:
 
     def _start(self, key: Key[Array, ""], indices: Int[Array, "b"]) -> tuple[EnvState, Episodes]:
         keys = initial_keys(key, indices)
-        state = jax.vmap(self.env.reset)(keys)
+        state = BatchedEnv(self.env).reset(keys)
         shown = state.instruction if self.shown_instructions is None else self._shown(state.instruction)
         episodes = Episodes(
             success=state.success,
@@ -233,11 +235,11 @@ class Rollout:
 
     def _decide(
         self, actor_params: Params, key: Key[Array, ""], state: EnvState, memory: Memory
-    ) -> tuple[Float[Array, "e b a"], Memory]:
-        """Look once and choose the actions of the next `execution_horizon` control steps, time first."""
+    ) -> tuple[Float[Array, "b e a"], Memory]:
+        """Look once and choose the actions of the next `execution_horizon` control steps."""
         if self.shown_instructions is not None:
             state = state.replace(instruction=self._shown(state.instruction))
-        observation = self.normalize(jax.vmap(self.env.observe)(state))
+        observation = self.normalize(BatchedEnv(self.env).observe(state))
         actions, memory = self.act(actor_params, key, observation, memory)
         actions = self.unnormalize(actions)
         action_dim = self.env.spec.action_dim
@@ -247,20 +249,18 @@ class Rollout:
                 expected=f"[b, h >= {self.execution_horizon} (execution_horizon), a >= {action_dim}]",
                 found=list(actions.shape),
             )
-        return jnp.moveaxis(actions[:, : self.execution_horizon, :action_dim], 1, 0), memory
+        return actions[:, : self.execution_horizon, :action_dim], memory
 
-    def _step(
-        self, carry: tuple[EnvState, Episodes], action: Float[Array, "b a"]
-    ) -> tuple[tuple[EnvState, Episodes], None]:
-        state, episodes = carry
-        is_running = ~state.done
-        state = jax.vmap(self.env.step)(state, action)
+    def _execute(
+        self, state: EnvState, episodes: Episodes, actions: Float[Array, "b e a"]
+    ) -> tuple[EnvState, Episodes]:
+        chunk = ChunkedEnv(BatchedEnv(self.env)).step(state, actions)
         episodes = episodes.replace(
-            success=jnp.where(is_running, state.success, episodes.success),
-            returns=episodes.returns + jnp.where(is_running, state.reward, 0),
-            length=episodes.length + is_running,
+            success=chunk.state.success,
+            returns=episodes.returns + jnp.sum(jnp.where(chunk.mask, chunk.rewards, 0), axis=1),
+            length=episodes.length + jnp.sum(chunk.mask, axis=1, dtype=episodes.length.dtype),
         )
-        return (state, episodes), None
+        return chunk.state, episodes
 
     def _shown(self, instruction: Int[Array, "b"]) -> Int[Array, "b"]:
         return jnp.array(self.shown_instructions, instruction.dtype)[instruction]
