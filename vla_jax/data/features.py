@@ -116,7 +116,7 @@ def flat_specs(features: tfds.features.FeaturesDict) -> dict[str, FeatureSpec]:
         )
     specs = list(_walk(features["steps"].feature, "", True))
     specs += _walk(features, "", False)  # does not enter the nested dataset
-    return {spec.name: spec for spec in specs}
+    return {spec.name: spec for spec in sorted(specs, key=lambda spec: (not spec.is_step, spec.name))}
 
 
 def _walk(feature: tfds.features.FeatureConnector, name: str, is_step: bool):
