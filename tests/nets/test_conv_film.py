@@ -11,7 +11,7 @@ from vla_jax.nets.conv_film import ConvFilm, ConvFilmConfig
 KEY = jax.random.key(0)
 N = 4
 CONFIG = examples.conv_film_config(N, adaptive_norm=True)
-NET, PARAMS = functional.init(lambda rngs: ConvFilm(CONFIG, rngs), KEY)
+NET, PARAMS = examples.init(lambda rngs: ConvFilm(CONFIG, rngs), KEY)
 OBSERVATION = examples.observation(KEY, 3)
 TOKENS = jax.random.normal(KEY, (3, N, CONFIG.suffix_width))
 
@@ -81,7 +81,7 @@ def test_instructions_that_differ_in_one_word_are_told_apart_within_a_hundred_st
     table = prompt_table(ByteTokenizer(), [f"put the {block} block on the {zone} zone" for block, zone in words], 48)
     config = examples.conv_film_config(N)
     config = ConvFilmConfig(**{**vars(config), "vocab_size": 257, "prompt_length": 48})
-    net, params = functional.init(lambda rngs: ConvFilm(config, rngs), KEY)
+    net, params = examples.init(lambda rngs: ConvFilm(config, rngs), KEY)
     params = {"net": params, "readout": jnp.zeros((config.feature_dim, 4))}
     same = jax.tree.map(lambda x: x[:1].repeat(4, 0), OBSERVATION).replace(prompt=table.tokens, prompt_mask=table.mask)
 
@@ -103,7 +103,7 @@ def test_wrong_inputs_are_named():
     with pytest.raises(errors.ConfigError, match="identifiers"):
         ConvFilmConfig(("a b",), 1, 1, 1, 1)
     uneven = examples.conv_film_config(N, hidden=30)
-    net, params = functional.init(lambda rngs: ConvFilm(uneven, rngs), KEY)
+    net, params = examples.init(lambda rngs: ConvFilm(uneven, rngs), KEY)
     with pytest.raises(errors.ConfigError, match="multiple"):
         net.bind(params).suffix(jnp.zeros((3, 16)), TOKENS, causal=True)
     with pytest.raises(errors.ConfigError, match="adaptive_norm"):

@@ -43,6 +43,34 @@ class Dense(nnx.Module):
         return y if self.bias is None else y + expand(self.bias[...].astype(x.dtype), y.ndim)
 
 
+class HeadsIn(nnx.Module):
+    """Tokens to heads, `bnd,dhk->bnhk`; the kernel keeps its three dims so that heads can be sharded."""
+
+    def __init__(self, width: int, num_heads: int, head_dim: int, rngs: nnx.Rngs, *, use_bias: bool = False):
+        kernel = fan_in()(rngs.params(), (width, num_heads * head_dim), jnp.float32)
+        axes = ("embed", "heads", "head_dim")
+        self.kernel = nnx.Param(kernel.reshape(width, num_heads, head_dim), logical_axes=axes)
+        self.bias = nnx.Param(jnp.zeros((num_heads, head_dim)), logical_axes=axes[1:]) if use_bias else None
+
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n h k"]:
+        y = jnp.einsum("bnd,dhk->bnhk", x, self.kernel[...].astype(x.dtype))
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)[None, None]
+
+
+class HeadsOut(nnx.Module):
+    """Heads back to tokens, `bnhk,hkd->bnd`."""
+
+    def __init__(self, num_heads: int, head_dim: int, width: int, rngs: nnx.Rngs, *, use_bias: bool = False):
+        kernel = fan_in()(rngs.params(), (num_heads * head_dim, width), jnp.float32)
+        axes = ("heads", "head_dim", "embed")
+        self.kernel = nnx.Param(kernel.reshape(num_heads, head_dim, width), logical_axes=axes)
+        self.bias = nnx.Param(jnp.zeros(width), logical_axes=axes[2:]) if use_bias else None
+
+    def __call__(self, x: Float[Array, "b n h k"]) -> Float[Array, "b n d"]:
+        y = jnp.einsum("bnhk,hkd->bnd", x, self.kernel[...].astype(x.dtype))
+        return y if self.bias is None else y + expand(self.bias[...].astype(x.dtype), y.ndim)
+
+
 class Conv(nnx.Module):
     """A convolution of one or two spatial dims, padding "SAME", channels last."""
 

@@ -1,0 +1,79 @@
+"""Attention over segments of keys, rotary positions and the block mask of prefix and suffix.
+
+Letters: b batch, n queries, m keys, h query heads, g key-value heads, d head dim.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+Implementation = Literal["fold", "xla", "cudnn"]
+_MASKED = -1e30  # finite: a row without any key gives a mean, never nan
+
+
+class Segment(NamedTuple):
+    """Keys and values that were made together, and who may look at them."""
+
+    keys: Float[Array, "b m g d"]
+    values: Float[Array, "b m g d"]
+    mask: Bool[Array, "b n m"]  # True: the query sees the key
+
+
+def attend(
+    queries: Float[Array, "b n h d"], segments: Sequence[Segment], implementation: Implementation = "fold"
+) -> Float[Array, "b n h d"]:
+    """Softmax attention of grouped query heads over all segments together.
+
+    "fold" puts the query heads that share a key-value head into the rows of one matrix product (measured on two CPU
+    cores, 538 tokens, 8 heads on 1: forward 16 ms where the einsum over heads took 114), and never joins the segments,
+    so a cache shared by many samples is not copied under `vmap`. "xla" and "cudnn" are
+    `jax.nn.dot_product_attention`; cudnn needs a GPU and bfloat16.
+    """
+    if implementation != "fold":
+        keys, values = (jnp.concatenate(parts, 1) for parts in zip(*[s[:2] for s in segments], strict=True))
+        mask = jnp.concatenate([segment.mask for segment in segments], axis=-1)[:, None]
+        return jax.nn.dot_product_attention(queries, keys, values, mask=mask, implementation=implementation)
+    b, n, h, d = queries.shape
+    g = segments[0].keys.shape[2]
+    rows = (queries * d**-0.5).reshape(b, n, g, h // g, d).transpose(0, 2, 3, 1, 4).reshape(b, g, h // g * n, d)
+    logits = [_masked_logits(rows, segment, n) for segment in segments]
+    weights = jax.nn.softmax(jnp.concatenate(logits, axis=-1), axis=-1).astype(queries.dtype)
+    out, start = 0.0, 0
+    for segment in segments:
+        m = segment.keys.shape[1]
+        out = out + jnp.einsum("bgqm,bmgd->bgqd", weights[..., start : start + m], segment.values)
+        start += m
+    return out.reshape(b, g, h // g, n, d).transpose(0, 3, 1, 2, 4).reshape(b, n, h, d)
+
+
+def _masked_logits(rows: Float[Array, "b g q d"], segment: Segment, n: int) -> Float[Array, "b g q m"]:
+    logits = jnp.einsum("bgqd,bmgd->bgqm", rows, segment.keys, preferred_element_type=jnp.float32)
+    b, g, q, m = logits.shape
+    by_head = logits.reshape(b, g, q // n, n, m)
+    return jnp.where(segment.mask[:, None, None], by_head, _MASKED).reshape(b, g, q, m)
+
+
+def rotate(
+    x: Float[Array, "b n h d"], positions: Int[Array, "b n"], max_wavelength: float = 1e4
+) -> Float[Array, "b n h d"]:
+    """Rotary positions: the pair of entries `i` and `i + d/2` turns by `position / max_wavelength ** (2 i / d)`.
+
+    Source: arXiv 2104.09864, eq. 34, with Gemma's layout of the pairs.
+    """
+    half = x.shape[-1] // 2
+    timescale = max_wavelength ** (jnp.arange(half, dtype=jnp.float32) / half)
+    angles = positions[:, :, None, None].astype(jnp.float32) / timescale[None, None, None]
+    sin, cos = jnp.sin(angles), jnp.cos(angles)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def block_mask(block: Int[Array, "b m"], is_real: Bool[Array, "b m"]) -> Bool[Array, "b m m"]:
+    """Tokens see the real tokens of their own and of earlier blocks.
+
+    images and prompt 0 0 0 | state 1 | actions 2 2 2        a causal suffix counts on: 2 3 4
+    """
+    return (block[:, None, :] <= block[:, :, None]) & is_real[:, None, :]

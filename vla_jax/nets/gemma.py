@@ -1,0 +1,104 @@
+"""Gemma's layer (arXiv 2403.08295), cut where experts share their attention, with pi0.5's adaptive norms.
+
+x -- norm -- q k v --> attention, outside --> out -- + -- norm -- GeGLU -- + -->
+'---------------------------------------------------'  '------------------'
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from vla_jax.core import errors
+from vla_jax.nets.attention import rotate
+from vla_jax.nets.linear import Dense, HeadsIn, HeadsOut, RMSNorm, rms_standardize
+
+
+@dataclasses.dataclass(frozen=True)
+class GemmaConfig:
+    """One expert. Experts of a mixture share `depth`, `num_heads`, `num_kv_heads` and `head_dim`."""
+
+    width: int
+    depth: int
+    mlp_dim: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+
+    def __post_init__(self):
+        if self.num_heads % self.num_kv_heads or self.head_dim % 2:
+            raise errors.ConfigError(
+                "GemmaConfig",
+                expected="num_heads a multiple of num_kv_heads and an even head_dim",
+                found=f"num_heads={self.num_heads}, num_kv_heads={self.num_kv_heads}, head_dim={self.head_dim}",
+            )
+
+
+GEMMA_2B = GemmaConfig(width=2048, depth=18, mlp_dim=16384, num_heads=8, num_kv_heads=1, head_dim=256)
+GEMMA_300M = GemmaConfig(width=1024, depth=18, mlp_dim=4096, num_heads=8, num_kv_heads=1, head_dim=256)
+
+Gate = Float[Array, "b 1 d"] | None  # multiplies a residual branch; None is 1
+
+
+class Norm(nnx.Module):
+    """RMS norm; the adaptive one takes scale, shift and residual gate from a condition instead of a learned scale.
+
+    Its kernel starts at zero, gate included, so that an untrained conditioned layer passes tokens through unchanged.
+    """
+
+    def __init__(self, width: int, rngs: nnx.Rngs, *, adaptive: bool):
+        zeros = jax.nn.initializers.zeros
+        self.modulation = Dense(width, 3 * width, rngs, axes=("embed", None), kernel_init=zeros) if adaptive else None
+        self.plain = None if adaptive else RMSNorm(width, axes=("embed",))
+
+    def __call__(
+        self, x: Float[Array, "b n d"], condition: Float[Array, "b d"] | None
+    ) -> tuple[Float[Array, "b n d"], Gate]:
+        if self.modulation is None:
+            if condition is not None:
+                raise errors.ConfigError(
+                    "suffix of the transformer",
+                    expected="no condition",
+                    found="a condition",
+                    fix="set adaptive_norm=True, or time_conditioning='concat'",
+                )
+            return self.plain(x), None
+        y = rms_standardize(x.astype(jnp.float32))
+        if condition is None:
+            return y.astype(x.dtype), None
+        modulation = self.modulation(condition.astype(jnp.float32))[:, None]
+        scale, shift, gate = jnp.split(modulation, 3, axis=-1)
+        return (y * (1 + scale) + shift).astype(x.dtype), gate.astype(x.dtype)
+
+
+class GemmaBlock(nnx.Module):
+    """One layer of one expert; the caller attends between `project` and `finish`."""
+
+    def __init__(self, config: GemmaConfig, rngs: nnx.Rngs, *, adaptive_norm: bool = False):
+        c = config
+        self.attention_norm = Norm(c.width, rngs, adaptive=adaptive_norm)
+        self.query = HeadsIn(c.width, c.num_heads, c.head_dim, rngs)
+        self.key = HeadsIn(c.width, c.num_kv_heads, c.head_dim, rngs)
+        self.value = HeadsIn(c.width, c.num_kv_heads, c.head_dim, rngs)
+        self.attention_out = HeadsOut(c.num_heads, c.head_dim, c.width, rngs)
+        self.mlp_norm = Norm(c.width, rngs, adaptive=adaptive_norm)
+        self.gate = Dense(c.width, c.mlp_dim, rngs, axes=("embed", "mlp"), use_bias=False)
+        self.up = Dense(c.width, c.mlp_dim, rngs, axes=("embed", "mlp"), use_bias=False)
+        self.down = Dense(c.mlp_dim, c.width, rngs, axes=("mlp", "embed"), use_bias=False)
+
+    def project(self, x: Float[Array, "b n d"], positions: Int[Array, "b n"], condition=None):
+        """Rotated queries and keys, values, and the gate that `finish` wants back."""
+        y, gate = self.attention_norm(x, condition)
+        return rotate(self.query(y), positions), rotate(self.key(y), positions), self.value(y), gate
+
+    def finish(self, x: Float[Array, "b n d"], attended: Float[Array, "b n h k"], gate: Gate, condition=None):
+        """Both residual branches, given what the queries gathered."""
+        x = _add(x, self.attention_out(attended), gate)
+        y, gate = self.mlp_norm(x, condition)
+        return _add(x, self.down(jax.nn.gelu(self.gate(y), approximate=True) * self.up(y)), gate)
+
+
+def _add(x: Float[Array, "b n d"], branch: Float[Array, "b n d"], gate: Gate) -> Float[Array, "b n d"]:
+    return x + (branch if gate is None else branch * gate)

@@ -1,0 +1,157 @@
+"""A mixture of transformers: experts with their own weights that attend together, layer by layer (arXiv 2411.04996).
+
+    expert 0   [ images, prompt, (state) ]        sees itself
+    expert 1                 [ (state) ]          sees the prefix and itself
+    expert 1                           [ suffix ] sees all of the above and itself (causal: earlier suffix only)
+
+Nothing sees to its right, so the keys and values of the first two rows are exact whatever the suffix is: they are
+computed once per observation and shared by all flow steps, tokens and samples.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx, struct
+from jaxtyping import Array, Bool, Float, Int
+
+from vla_jax.core import errors
+from vla_jax.nets.attention import Implementation, Segment, attend, block_mask
+from vla_jax.nets.gemma import GemmaBlock, GemmaConfig, Norm
+from vla_jax.nets.linear import rms_standardize
+from vla_jax.nets.stack import scan_layers, stack
+
+
+class Stream(NamedTuple):
+    """The tokens of one expert in one pass."""
+
+    tokens: Float[Array, "b n d"]
+    positions: Int[Array, "b n"]
+    condition: Float[Array, "b d"] | None = None
+
+
+class Cache(struct.PyTreeNode):
+    """What the suffix needs to know of an observation."""
+
+    keys: Float[Array, "layers b m g d"]
+    values: Float[Array, "layers b m g d"]
+    mask: Bool[Array, "b m"]
+    length: Int[Array, "b"]  # real tokens, the position of the first suffix token
+    features: Float[Array, "b f"]
+
+
+class Outputs(NamedTuple):
+    """One pass: entries of `tokens` and `last_inputs` are those of the experts that ran, in their order."""
+
+    tokens: tuple[Float[Array, "b n d"], ...]  # after the last layer, before the final norm
+    last_inputs: tuple[Float[Array, "b n d"], ...]  # what the last layer read
+    keys: Float[Array, "layers b n g d"]
+    values: Float[Array, "layers b n g d"]
+
+
+class Mixture(nnx.Module):
+    """Both experts. `unroll`, `remat` and `attention` say how the layers run, not what they compute."""
+
+    def __init__(
+        self,
+        prefix_expert: GemmaConfig,
+        suffix_expert: GemmaConfig,
+        rngs: nnx.Rngs,
+        *,
+        adaptive_norm: bool = False,
+        unroll: bool = False,
+        remat: bool = False,
+        attention: Implementation = "fold",
+    ):
+        _require_joint_attention(prefix_expert, suffix_expert)
+        self.unroll, self.remat, self.attention = unroll, remat, attention
+        depth = prefix_expert.depth
+        self.prefix_layers = stack(lambda rngs: GemmaBlock(prefix_expert, rngs), depth, rngs)
+        self.suffix_layers = stack(
+            lambda rngs: GemmaBlock(suffix_expert, rngs, adaptive_norm=adaptive_norm), depth, rngs
+        )
+        self.suffix_norm = Norm(suffix_expert.width, rngs, adaptive=adaptive_norm)
+
+    def prefix(
+        self,
+        tokens: Float[Array, "b n d"],
+        mask: Bool[Array, "b n"],
+        state: Float[Array, "b 1 e"] | None = None,
+    ) -> Cache:
+        """Run the prefix, and the state token where it belongs to the suffix's expert (pi0)."""
+        num_state = 0 if state is None else state.shape[1]
+        is_real = jnp.pad(mask, ((0, 0), (0, num_state)), constant_values=True)
+        positions = jnp.cumsum(is_real, axis=1) - 1
+        block = jnp.arange(is_real.shape[1])[None] >= tokens.shape[1]
+        streams = [Stream(tokens, positions[:, : tokens.shape[1]]), None]
+        if state is not None:
+            streams[1] = Stream(state, positions[:, tokens.shape[1] :])
+        seen = block_mask(jnp.broadcast_to(block.astype(jnp.int32), is_real.shape), is_real)
+        outputs = self.forward(streams, seen)
+        # The suffix reads keys and values only, so nothing trains the last layer's output; its input is trained.
+        pooled = _masked_mean(outputs.last_inputs[0].astype(jnp.float32), mask)
+        return Cache(outputs.keys, outputs.values, is_real, is_real.sum(1), rms_standardize(pooled))
+
+    def suffix(
+        self,
+        cache: Cache,
+        tokens: Float[Array, "b n e"],
+        condition: Float[Array, "b e"] | None = None,
+        causal: bool = False,
+    ) -> Float[Array, "b n e"]:
+        """Decode suffix tokens against a cached prefix."""
+        batch, n, _ = tokens.shape
+        positions = cache.length[:, None] + jnp.arange(n)[None]
+        block = jnp.arange(n) if causal else jnp.zeros(n, jnp.int32)
+        seen = block_mask(jnp.broadcast_to(block, (batch, n)), jnp.ones((batch, n), bool))
+        outputs = self.forward([None, Stream(tokens, positions, condition)], seen, cache)
+        return self.suffix_norm(outputs.tokens[0], condition)[0]
+
+    def forward(
+        self, streams: Sequence[Stream | None], seen: Bool[Array, "b n n"], cache: Cache | None = None
+    ) -> Outputs:
+        """All layers over the tokens of both experts at once: `seen` between them, the whole cache visible."""
+        experts = (self.prefix_layers, self.suffix_layers)
+        stacks, given = zip(*[(e, s) for e, s in zip(experts, streams, strict=True) if s is not None], strict=True)
+        ends = np.cumsum([stream.tokens.shape[1] for stream in given])
+        num_queries = int(ends[-1])
+
+        def step(carry, blocks, cached):
+            tokens, _ = carry
+            runs = list(zip(blocks, tokens, given, strict=True))
+            projected = [block.project(x, stream.positions, stream.condition) for block, x, stream in runs]
+            by_kind = list(zip(*projected, strict=True))
+            queries, keys, values = (jnp.concatenate(parts, axis=1) for parts in by_kind[:3])
+            segments = [Segment(keys, values, seen)]
+            if cache is not None:
+                sees_cache = jnp.repeat(cache.mask[:, None], num_queries, axis=1)
+                segments.insert(0, Segment(*cached, sees_cache))
+            attended = jnp.split(attend(queries, segments, self.attention), ends[:-1], axis=1)
+            out = tuple(
+                block.finish(x, part, gate, stream.condition)
+                for (block, x, stream), part, gate in zip(runs, attended, by_kind[3], strict=True)
+            )
+            return (out, tokens), (keys, values)
+
+        tokens = tuple(stream.tokens for stream in given)
+        cached = None if cache is None else (cache.keys, cache.values)
+        (out, inputs), (keys, values) = scan_layers(
+            step, (tokens, tokens), stacks, cached, unroll=self.unroll, remat=self.remat
+        )
+        return Outputs(out, inputs, keys, values)
+
+
+def _masked_mean(x: Float[Array, "b n d"], mask: Bool[Array, "b n"]) -> Float[Array, "b d"]:
+    weight = mask[..., None].astype(x.dtype)
+    return (x * weight).sum(1) / jnp.maximum(weight.sum(1), 1)
+
+
+def _require_joint_attention(prefix: GemmaConfig, suffix: GemmaConfig) -> None:
+    for field in ("depth", "num_heads", "num_kv_heads", "head_dim"):
+        if getattr(prefix, field) != getattr(suffix, field):
+            raise errors.ConfigError(
+                f"experts of a mixture attend together, so {field} has to agree",
+                expected=f"{field}={getattr(prefix, field)}, as the prefix expert",
+                found=f"{field}={getattr(suffix, field)} in the suffix expert",
+            )

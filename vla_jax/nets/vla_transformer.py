@@ -1,0 +1,160 @@
+"""The pi0 family of vision-language-action transformers (arXiv 2410.24164, 2504.16054) as a `Backbone`.
+
+    images -- SigLIP -- dense --+
+    prompt -- embedding --------+-- prefix expert --> keys, values of every layer
+    state --- dense ------------+                          |
+                                  suffix tokens -- suffix expert --> decoded tokens
+
+The same code runs from `tiny` (1M parameters, CPU) to `pi0` (SigLIP So400m/14, Gemma 2B, 300M action expert).
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from vla_jax.core import errors
+from vla_jax.core.types import Observation
+from vla_jax.nets.attention import Implementation
+from vla_jax.nets.gemma import GEMMA_2B, GEMMA_300M, GemmaConfig
+from vla_jax.nets.linear import Dense
+from vla_jax.nets.mixture import Cache, Mixture
+from vla_jax.nets.siglip import SO400M_14, Siglip, SiglipConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class VlaTransformerConfig:
+    cameras: tuple[str, ...]  # names in `Observation.images`, in token order
+    state_dim: int
+    vocab_size: int
+    prompt_length: int
+    vision: SiglipConfig
+    prefix_expert: GemmaConfig
+    suffix_expert: GemmaConfig
+    state_token: Literal["prefix", "suffix"] = "prefix"  # whose weights read the state; pi0: suffix
+    adaptive_norm: bool = False  # whether the suffix expert's norms take a condition (pi0.5)
+    camera_embedding: bool = False  # a learned vector per camera, which small networks miss more than large ones
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; parameters stay float32
+    unroll: bool = False  # write layers out: faster for a few small ones on CPU
+    remat: bool = False  # recompute activations in the gradient
+    attention: Implementation = "fold"
+
+    def __post_init__(self):
+        if not self.cameras or len(set(self.cameras)) != len(self.cameras):
+            raise errors.ConfigError("VlaTransformerConfig.cameras", expected="distinct names", found=self.cameras)
+        if min(self.state_dim, self.vocab_size, self.prompt_length) < 1:
+            raise errors.ConfigError("VlaTransformerConfig", expected="positive sizes", found=self)
+        if self.state_token == "suffix" and self.adaptive_norm:
+            raise errors.ConfigError(
+                "VlaTransformerConfig",
+                expected="state_token='prefix' with adaptive_norm",
+                found="state_token='suffix': its norms would depend on the flow time, and its keys could not be cached",
+            )
+
+
+def tiny(
+    cameras: tuple[str, ...], state_dim: int, vocab_size: int, prompt_length: int, **changes
+) -> VlaTransformerConfig:
+    """About 1M parameters for 64x64 images: convolutional stem, 16 tokens per camera, one key-value head."""
+    config = VlaTransformerConfig(
+        cameras=cameras,
+        state_dim=state_dim,
+        vocab_size=vocab_size,
+        prompt_length=prompt_length,
+        vision=SiglipConfig(128, depth=1, mlp_dim=256, num_heads=2, patch_size=16, image_size=64, stem="conv"),
+        prefix_expert=GemmaConfig(128, depth=3, mlp_dim=384, num_heads=4, num_kv_heads=1, head_dim=32),
+        suffix_expert=GemmaConfig(96, depth=3, mlp_dim=256, num_heads=4, num_kv_heads=1, head_dim=32),
+        camera_embedding=True,
+        unroll=True,
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def pi0(cameras: tuple[str, ...], state_dim: int = 32, prompt_length: int = 48, **changes) -> VlaTransformerConfig:
+    """The published shapes: 3.2B parameters with the action expert; PaliGemma's vocabulary."""
+    config = VlaTransformerConfig(
+        cameras=cameras,
+        state_dim=state_dim,
+        vocab_size=257152,
+        prompt_length=prompt_length,
+        vision=SO400M_14,
+        prefix_expert=GEMMA_2B,
+        suffix_expert=GEMMA_300M,
+        state_token="suffix",
+        compute_dtype="bfloat16",
+        remat=True,
+    )
+    return dataclasses.replace(config, **changes)
+
+
+class VlaTransformer(nnx.Module):
+    """The `Backbone` of this file; its prefix is a `Cache`."""
+
+    def __init__(self, config: VlaTransformerConfig, rngs: nnx.Rngs):
+        self.config = config
+        width = config.prefix_expert.width
+        self.suffix_width, self.feature_dim = config.suffix_expert.width, width
+        runs = dict(unroll=config.unroll, remat=config.remat, attention=config.attention)
+        self.vision = Siglip(config.vision, rngs, **runs)
+        self.vision_out = Dense(config.vision.width, width, rngs, axes=(None, "embed"))
+        if config.camera_embedding:
+            per_camera = 0.02 * jax.random.normal(rngs.params(), (len(config.cameras), width))
+            self.camera_embedding = nnx.Param(per_camera, logical_axes=(None, "embed"))
+        # Scaled by sqrt(width) when read, as Gemma does, so rows start with norm 1.
+        embedding = jax.random.normal(rngs.params(), (config.vocab_size, width)) * width**-0.5
+        self.embedding = nnx.Param(embedding, logical_axes=("vocab", "embed"))
+        state_width = width if config.state_token == "prefix" else self.suffix_width
+        self.state_in = Dense(config.state_dim, state_width, rngs, axes=(None, "embed"))
+        self.mixture = Mixture(
+            config.prefix_expert, config.suffix_expert, rngs, adaptive_norm=config.adaptive_norm, **runs
+        )
+
+    def prefix(self, observation: Observation) -> Cache:
+        self._check(observation)
+        dtype = jnp.dtype(self.config.compute_dtype)
+        tokens, masks = self._image_tokens(observation, dtype)
+        embedded = self.embedding[...][observation.prompt].astype(dtype) * self.feature_dim**0.5
+        state = self.state_in(observation.state.astype(dtype))[:, None]
+        tokens, masks = [*tokens, embedded], [*masks, observation.prompt_mask]
+        if self.config.state_token == "prefix":
+            tokens, masks = [*tokens, state], [*masks, jnp.ones(state.shape[:2], bool)]
+            state = None
+        return self.mixture.prefix(jnp.concatenate(tokens, axis=1), jnp.concatenate(masks, axis=1), state)
+
+    def suffix(
+        self,
+        prefix: Cache,
+        tokens: Float[Array, "b n d"],
+        *,
+        condition: Float[Array, "b d"] | None = None,
+        causal: bool = False,
+    ) -> Float[Array, "b n d"]:
+        return self.mixture.suffix(prefix, tokens.astype(self.config.compute_dtype), condition, causal)
+
+    def features(self, prefix: Cache) -> Float[Array, "b f"]:
+        return prefix.features
+
+    def _image_tokens(self, observation: Observation, dtype: jnp.dtype):
+        cameras = self.config.cameras
+        # One pass for all cameras: they share the tower.
+        images = jnp.concatenate([observation.images[name] for name in cameras])
+        tokens = jnp.split(self.vision_out(self.vision(images, dtype)), len(cameras))
+        if self.config.camera_embedding:
+            tokens = [x + self.camera_embedding[...][i].astype(dtype)[None, None] for i, x in enumerate(tokens)]
+        masks = [jnp.repeat(observation.image_mask[name][:, None], tokens[0].shape[1], axis=1) for name in cameras]
+        return tokens, masks
+
+    def _check(self, observation: Observation) -> None:
+        size = self.config.vision.image_size
+        for name in self.config.cameras:
+            found = observation.images[name].shape[-3:-1] if name in observation.images else "no such camera"
+            if found != (size, size):
+                raise errors.ConfigError(
+                    f"camera {name!r} of the observation",
+                    expected=f"images of {size}x{size}",
+                    found=f"{found}; cameras: {', '.join(observation.images)}",
+                    fix="name the cameras of the data in cameras, and resize them to vision.image_size",
+                )
