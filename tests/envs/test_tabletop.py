@@ -9,7 +9,6 @@ import pytest
 
 from vla_jax.core import errors
 from vla_jax.core.types import PromptTable
-from vla_jax.envs.mjx import experts
 from vla_jax.envs.mjx.tabletop import Randomization, TabletopConfig, TabletopEnv
 from vla_jax.envs.mjx.tasks import TASKS
 
@@ -39,21 +38,6 @@ def _assert_equal(left, right):
 
 def _data(leaf):
     return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else np.asarray(leaf)
-
-
-@pytest.mark.parametrize("task", ["place"])
-def test_expert_succeeds(task):
-    env = _make(task=task)
-
-    @jax.jit
-    def rollout(keys):
-        def run(states, _):
-            return jax.vmap(env.step)(states, jax.vmap(lambda state: experts.expert(env, state))(states)), None
-
-        return jax.lax.scan(run, jax.vmap(env.reset)(keys), length=env.spec.episode_length)[0]
-
-    states = rollout(jax.random.split(jax.random.key(0), 32))
-    assert states.success.mean() >= 0.9  # 32 episodes; over 256 each expert has at least 95 %
 
 
 def test_reset_is_a_function_of_the_key(place):

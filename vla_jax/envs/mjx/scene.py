@@ -56,11 +56,11 @@ class Block:
 
 @dataclasses.dataclass(frozen=True)
 class Ball:
-    """A free sphere; rolling friction stops it within centimetres."""
+    """A free sphere; the air is thick enough to stop it rolling within a second."""
 
     color: str
-    radius: float = 0.018  # metres
-    mass: float = 0.05
+    radius: float = 0.02  # metres
+    mass: float = 0.03  # kilograms
 
     @property
     def height(self) -> float:
@@ -111,6 +111,7 @@ class Scene:
     objects: tuple[Block | Ball, ...]
     fixtures: tuple[Zone, ...] | tuple[Bin, ...] = ()
     objects_touch: bool = False  # contacts between objects; each box pair about doubles the cost of a step
+    flat_fingers: bool = False  # pads instead of ball tips: round tips squeeze a ball out of the grasp
     cameras: tuple[FixedCamera, ...] = (FRONT, WRIST)
 
     def __post_init__(self):
@@ -225,7 +226,7 @@ def mjcf(scene: Scene, with_zones: bool) -> str:
   <worldbody>
     <geom name="table" type="plane" size="{TABLE_HALF_SIZE} {TABLE_HALF_SIZE} .05" contype="1" conaffinity="0"
           rgba="{numbers(_TABLE_COLOR)} 1"/>
-    {fixed}{objects}{_gripper(mounted)}{fixtures}
+    {fixed}{objects}{_gripper(mounted, scene.flat_fingers)}{fixtures}
   </worldbody>
   <actuator>
     <position joint="x" kp="400" kv="30"/><position joint="y" kp="400" kv="30"/><position joint="z" kp="400" kv="30"/>
@@ -236,18 +237,23 @@ def mjcf(scene: Scene, with_zones: bool) -> str:
 
 
 def _object(index: int, item: Block | Ball, objects_touch: bool) -> str:
-    # condim 4 adds torsional friction, without which a grasped block swings; a ball needs rolling friction too.
-    shape = f'type="box" size="{item.height} {item.height} {item.height}" condim="4" friction="1.5 .02 .001"'
+    # condim 4 adds torsional friction, without which a grasped block swings. A ball's rolling is damped at its joint:
+    # rolling friction (condim 6) would add four rows to every contact.
+    shape = f'type="box" size="{item.height} {item.height} {item.height}"'
+    joint = "<freejoint/>"
     if isinstance(item, Ball):
-        shape = f'type="sphere" size="{item.radius}" condim="6" friction="1.5 .02 .004"'
+        shape = f'type="sphere" size="{item.radius}"'
+        joint = '<joint type="free" damping=".0002"/>'
     bits = f'contype="2" conaffinity="{3 if objects_touch else 1}"'
     return f"""
-    <body name="object{index}" pos="0 {0.1 * index} {item.height}"><freejoint/>
-      <geom {shape} mass="{item.mass}" {bits} rgba="{numbers(COLORS[item.color])} 1"/>
+    <body name="object{index}" pos="0 {0.1 * index} {item.height}">{joint}
+      <geom {shape} mass="{item.mass}" condim="4" friction="1.5 .02 .001" {bits}
+            rgba="{numbers(COLORS[item.color])} 1"/>
     </body>"""
 
 
-def _gripper(cameras: str) -> str:
+def _gripper(cameras: str, flat_fingers: bool) -> str:
+    fingers = _finger("finger_left", 1, flat_fingers) + _finger("finger_right", -1, flat_fingers)
     return f"""
     <body name="hand" gravcomp="1">
       <joint name="x" type="slide" axis="1 0 0" damping="5"/>
@@ -256,19 +262,22 @@ def _gripper(cameras: str) -> str:
       <joint name="yaw" type="hinge" axis="0 0 1" damping=".05" armature=".01"/>
       <geom type="box" size=".018 .06 .012" pos="0 0 .075" mass=".4" contype="0" conaffinity="0"
             rgba="{numbers(_PALM_COLOR)} 1"/>
-      {cameras}{_finger("finger_left", 1)}{_finger("finger_right", -1)}
+      {cameras}{fingers}
     </body>"""
 
 
-def _finger(name: str, side: int) -> str:
-    """A bar to look at and a ball at its end to grasp with; sphere contacts are the cheapest."""
+def _finger(name: str, side: int, is_flat: bool) -> str:
+    """A bar to look at and a tip to grasp with, whose inner side is at the finger's travel."""
     y = side * FINGER_RADIUS
+    tip = f'type="sphere" size="{FINGER_RADIUS}" pos="0 {y} 0"'  # the cheapest contacts
+    if is_flat:
+        tip = f'type="box" size=".014 {FINGER_RADIUS / 2} .012" pos="0 {y / 2} 0"'
     return f"""
       <body name="{name}" gravcomp="1">
         <joint name="{name}" type="slide" axis="0 {side} 0" damping="1" armature=".02"/>
         <geom type="box" size=".008 .006 .035" pos="0 {y} .035" mass="0" contype="0" conaffinity="0"
               rgba="{numbers(_FINGER_COLOR)} 1"/>
-        <geom type="sphere" size="{FINGER_RADIUS}" pos="0 {y} 0" mass=".02" condim="4" friction="1.5 .02 .001"
+        <geom {tip} mass=".02" condim="4" friction="1.5 .02 .001"
               contype="0" conaffinity="2" rgba="{numbers(_FINGERTIP_COLOR)} 1"/>
       </body>"""
 

@@ -111,91 +111,68 @@ def _distance_to_base(view: View) -> Array:
     return jnp.linalg.norm(offset)
 
 
-def _place() -> Task:
-    objects, zones = ("red", "blue"), ("green", "yellow")
-    return Task(
-        name="place",
-        scene=Scene(tuple(Block(color) for color in objects), tuple(Zone(color) for color in zones)),
-        goals=tuple(
-            Goal(f"put the {color} block on the {zone} zone", i, j)
-            for i, color in enumerate(objects)
-            for j, zone in enumerate(zones)
-        ),
-        success=_is_placed,
-        distance=_distance_to_fixture,
-        episode_length=60,
+def _goals(words: tuple[str, ...], objects: tuple[str, ...], targets: tuple[str, ...]) -> tuple[Goal, ...]:
+    """Every way of saying it, of every object and target."""
+    return tuple(
+        Goal(sentence.format(color, target), i, j)
+        for i, color in enumerate(objects)
+        for j, target in enumerate(targets)
+        for sentence in words
     )
 
 
-def _lift() -> Task:
-    objects = ("red", "blue", "green")
-    return Task(
-        name="lift",
-        scene=Scene(tuple(Block(color) for color in objects)),
-        goals=tuple(
-            Goal(words.format(color), i)
-            for i, color in enumerate(objects)
-            for words in ("pick up the {} block", "lift the {} cube")
-        ),
-        success=_is_lifted,
-        distance=lambda view: jnp.maximum(0.08 - view.object[2], 0.0),
-        episode_length=40,
-    )
+_OBJECTS, _TARGETS, _THREE = ("red", "blue"), ("green", "yellow"), ("red", "blue", "green")
+_ZONES = Scene(tuple(map(Block, _OBJECTS)), tuple(map(Zone, _TARGETS)))
 
+_PLACE = Task(
+    name="place",
+    scene=_ZONES,
+    goals=_goals(("put the {} block on the {} zone",), _OBJECTS, _TARGETS),
+    success=_is_placed,
+    distance=_distance_to_fixture,
+    episode_length=60,
+)
 
-def _push() -> Task:
-    objects, zones = ("red", "blue"), ("green", "yellow")
-    return Task(
-        name="push",
-        scene=Scene(tuple(Block(color) for color in objects), tuple(Zone(color) for color in zones)),
-        goals=tuple(
-            Goal(words.format(color, zone), i, j)
-            for i, color in enumerate(objects)
-            for j, zone in enumerate(zones)
-            for words in ("push the {} block to the {} zone", "slide the {} block onto the {} zone")
-        ),
-        success=_is_pushed,
-        distance=_distance_to_fixture,
-        episode_length=80,
-        spacing=0.12,  # room to go behind the block
-        spread=0.13,
-    )
+_LIFT = Task(
+    name="lift",
+    scene=Scene(tuple(map(Block, _THREE))),
+    goals=_goals(("pick up the {} block", "lift the {} cube"), _THREE, ("",)),
+    success=_is_lifted,
+    distance=lambda view: jnp.maximum(0.08 - view.object[2], 0.0),
+    episode_length=40,
+)
 
+_PUSH = Task(
+    name="push",
+    scene=_ZONES,
+    goals=_goals(("push the {} block to the {} zone", "slide the {} block onto the {} zone"), _OBJECTS, _TARGETS),
+    success=_is_pushed,
+    distance=_distance_to_fixture,
+    episode_length=80,
+    spacing=0.12,  # room to go behind the block
+)
 
-def _stack() -> Task:
-    objects = ("red", "blue", "green")
-    return Task(
-        name="stack",
-        scene=Scene(tuple(Block(color) for color in objects), objects_touch=True),
-        goals=tuple(
-            Goal(f"stack the {color} block on the {base} block", i, j)
-            for i, color in enumerate(objects)
-            for j, base in enumerate(objects)
-            if i != j
-        ),
-        success=_is_stacked,
-        distance=_distance_to_base,
-        episode_length=70,
-        spacing=0.10,
-    )
+_STACK = Task(
+    name="stack",
+    scene=Scene(tuple(map(Block, _THREE)), objects_touch=True),
+    goals=tuple(
+        goal for goal in _goals(("stack the {} block on the {} block",), _THREE, _THREE) if goal.object != goal.target
+    ),
+    success=_is_stacked,
+    distance=_distance_to_base,
+    episode_length=70,
+    spacing=0.10,
+)
 
+_BIN = Task(
+    name="bin",
+    scene=Scene(tuple(map(Ball, _OBJECTS)), tuple(map(Bin, _TARGETS)), flat_fingers=True),
+    goals=_goals(("put the {} ball in the {} bin",), _OBJECTS, _TARGETS),
+    success=_is_binned,
+    distance=_distance_to_fixture,
+    episode_length=70,
+    spacing=0.12,
+    spread=0.15,
+)
 
-def _bin() -> Task:
-    objects, bins = ("red", "blue"), ("green", "yellow")
-    return Task(
-        name="bin",
-        scene=Scene(tuple(Ball(color) for color in objects), tuple(Bin(color) for color in bins)),
-        goals=tuple(
-            Goal(f"put the {color} ball in the {name} bin", i, j)
-            for i, color in enumerate(objects)
-            for j, name in enumerate(bins)
-        ),
-        success=_is_binned,
-        distance=_distance_to_fixture,
-        episode_length=70,
-        spacing=0.12,
-        spread=0.15,
-    )
-
-
-TASKS = Registry("tabletop_task", {task.name: task for task in (_place(), _lift(), _push(), _stack(), _bin())})
+TASKS = Registry("tabletop_task", {task.name: task for task in (_PLACE, _LIFT, _PUSH, _STACK, _BIN)})
