@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -27,16 +28,19 @@ def uninterrupted(tmp_path_factory):
     return toy.run(folder), folder
 
 
-def _start(folder: Path) -> subprocess.Popen:
+def _start(folder: Path, *cluster: str, env: dict[str, str] | None = None) -> subprocess.Popen:
     """The same run in another process, slow enough to be hit in its middle."""
-    command = [sys.executable, toy.__file__, str(folder), "0.02", "400"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+    command = [sys.executable, toy.__file__, str(folder), "0.02", "400", *cluster]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=dict(os.environ, **(env or {})))
 
 
 def _wait_for(condition, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300  # a busy machine; idle it takes a few seconds
     while not condition():
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
+        if time.monotonic() > deadline:
+            process.kill()
+        assert process.poll() is None, process.communicate()[1]
         time.sleep(0.02)
 
 
@@ -67,12 +71,30 @@ def test_sigterm_saves_in_the_middle_of_a_log_interval_exits_0_and_resumes_exact
     lines = tmp_path / logs.METRICS_FILE
     _wait_for(lambda: lines.exists() and lines.read_bytes().count(b"\n") >= 4, process)
     process.terminate()
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 0
     word, stopped_at = output.split()
     assert word == "interrupted" and checkpoints.step_folder(tmp_path).name == stopped_at
 
     _assert_equal_runs(tmp_path, toy.run(tmp_path), uninterrupted)
+
+
+def test_two_processes_stop_together_and_one_process_goes_on(tmp_path, uninterrupted):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    one_device = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    processes = [_start(tmp_path, address, str(rank), env=one_device) for rank in range(2)]
+    lines = tmp_path / logs.METRICS_FILE
+    _wait_for(lambda: lines.exists() and lines.read_bytes().count(b"\n") >= 2, processes[0])
+    processes[1].terminate()  # one is told, both must stop, at the same step
+    outputs = [process.communicate(timeout=300)[0].splitlines()[-1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert outputs[0].startswith("interrupted") and outputs[0] == outputs[1]
+
+    toy.run(tmp_path)
+    for line, expected in zip(logs.read(tmp_path), logs.read(uninterrupted[1]), strict=True):
+        assert line == pytest.approx(expected, rel=1e-4)
 
 
 def test_eight_devices_train_as_one(tmp_path, uninterrupted):

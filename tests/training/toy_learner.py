@@ -65,7 +65,7 @@ class ToyLearner:
 
 
 class ToyLoader:
-    """Batches that are a function of the position, `seconds` apart."""
+    """Batches that are a function of the position, `seconds` apart; each process brings its rows."""
 
     def __init__(self, batch_size=16, seconds=0.0):
         self.batch_size, self.seconds, self.position = batch_size, seconds, 0
@@ -90,7 +90,9 @@ class ToyLoader:
 
     def _batch(self, position):
         x = np.random.default_rng(position).normal(size=(self.batch_size, 4)).astype(np.float32)
-        return {"x": x, "y": np.stack([x.sum(-1), x[:, 0] * x[:, 1]], -1)}
+        batch = {"x": x, "y": np.stack([x.sum(-1), x[:, 0] * x[:, 1]], -1)}
+        rows = self.batch_size // jax.process_count()
+        return {name: leaf[jax.process_index() * rows :][:rows] for name, leaf in batch.items()}
 
 
 class CountingSource(DatasetSource):
@@ -122,5 +124,10 @@ def run(run_dir, *, seconds=0.0, learner=None, batch_size=16, evaluate=None, dev
 
 
 if __name__ == "__main__":
-    result = run(Path(sys.argv[1]), seconds=float(sys.argv[2]), num_train_steps=int(sys.argv[3]))
+    folder, seconds, num_train_steps, *cluster = sys.argv[1:]
+    if cluster:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(cluster[0], num_processes=2, process_id=int(cluster[1]))
+    mesh = sharding.MeshConfig(data=-1 if cluster else 1)
+    result = run(Path(folder), seconds=float(seconds), num_train_steps=int(num_train_steps), mesh=mesh)
     print("interrupted" if result.interrupted else "done", result.train_step)

@@ -166,18 +166,19 @@ class _Run:
                 self.carry = self.carry.replace(learner=sharding.shard_state(warm, self.train_step.shardings.learner))
         else:
             self._restore(latest)
+        is_main = jax.process_index() == 0
         log = logs.RunLog(
             self.run_dir,
             self.config.log,
             resume_step=self.step,
             recipe=checkpoints.plain(self.metadata["recipe"]),
-            is_main=jax.process_index() == 0,
+            is_main=is_main,
         )
         with contextlib.closing(log):
             self.log = log
-            for record in logs.read(self.run_dir) if (self.run_dir / logs.METRICS_FILE).exists() else ():
+            for record in logs.read(self.run_dir) if is_main else ():
                 self.last_metrics |= {name: value for name, value in record.items() if name != "step"}
-            quiet = self.quiet or jax.process_index() != 0
+            quiet = self.quiet or not is_main
             self.progress = logs.Progress(
                 self.config.num_train_steps, self.step, _num_samples(example), self.config.log, quiet=quiet
             )
