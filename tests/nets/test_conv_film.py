@@ -6,7 +6,7 @@ import pytest
 from tests.nets import examples
 from vla_jax.codecs.text import ByteTokenizer, prompt_table
 from vla_jax.core import errors, functional
-from vla_jax.nets.conv_film import ConvFilm, ConvFilmConfig
+from vla_jax.nets.conv_film import ConvFilm, ConvFilmConfig, TextEncoder
 
 KEY = jax.random.key(0)
 N = 4
@@ -108,3 +108,12 @@ def test_wrong_inputs_are_named():
         net.bind(params).suffix(jnp.zeros((3, 16)), TOKENS, causal=True)
     with pytest.raises(errors.ConfigError, match="adaptive_norm"):
         net.bind(params).suffix(jnp.zeros((3, 16)), TOKENS, condition=jnp.zeros((3, 8)))
+
+
+def test_text_features_cannot_die():
+    # a final ReLU would give zeros for every instruction here, and zero gradients with them
+    net, params = functional.init(lambda rngs: TextEncoder(CONFIG, rngs), KEY)
+    params["out"]["bias"] = params["out"]["bias"] - 100.0
+    prompts = jnp.array([[3, 4, 5, 0, 0, 0], [3, 4, 6, 0, 0, 0]])
+    features = net.bind(params)(prompts, jnp.ones_like(prompts, bool))
+    assert jnp.linalg.norm(features[0] - features[1]) > 0.1
