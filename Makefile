@@ -7,7 +7,7 @@ EXTRAS ?= test
 .PHONY: demo test install lint benchmark reproduce clean
 
 demo: install  ## the main job on the embedded suite; resumes where it stopped
-	$(RUN)/vla-jax demo --out runs/demo
+	$(RUN)/python scripts/demo.py --out runs/demo
 
 test: install  ## every test; no GPU, no network, no display needed
 	$(RUN)/python -m pytest tests

@@ -12,6 +12,7 @@ from vla_jax.data.schema import DatasetConfig
 from vla_jax.envs.mjx.tabletop import ACTION_NAMES, STATE_NAMES, TabletopConfig
 from vla_jax.learners.expo import EXPOConfig
 from vla_jax.learners.imitation import ImitationConfig
+from vla_jax.main_job import MainJob
 from vla_jax.nets.conv_film import ConvFilmConfig
 from vla_jax.policies.flow import FlowConfig
 from vla_jax.training.fit import FitConfig
@@ -23,8 +24,13 @@ FOLDER = "runs/demo"
 ACTION_HORIZON, EXECUTION_HORIZON = 8, 4
 
 
-def data() -> TabletopDataConfig:
-    return TabletopDataConfig(tasks=("place",), episodes_per_task=500)
+def job(folder: str = FOLDER, seed: int = 0) -> MainJob:
+    """All stages; `seed` changes the demonstrations, both trainings and nothing of the evaluation."""
+    return MainJob("demo", folder, data(seed), imitation(folder, seed), finetune(folder, seed))
+
+
+def data(seed: int = 0) -> TabletopDataConfig:
+    return TabletopDataConfig(tasks=("place",), episodes_per_task=500, seed=seed)
 
 
 def imitation(folder: str = FOLDER, seed: int = 0) -> Recipe:

@@ -1,0 +1,205 @@
+"""`vla-jax`: train, evaluate, compare and tabulate recipes, and look after data. Thin: parse, call, print."""
+
+import dataclasses
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import rich.console
+import tyro
+
+from vla_jax.core import errors
+
+USAGE = """\
+vla-jax train RECIPE[:FUNCTION] --run DIR [--FIELD VALUE ...]   train a recipe; the same command resumes
+vla-jax eval CHECKPOINT [--FIELD VALUE ...]                     judge a checkpoint by its recipe's evaluation
+vla-jax compare RUN_A RUN_B                                     two evaluations, episode by episode
+vla-jax table NAME                                              a benchmark table from results/
+vla-jax data generate|inspect|stats ...                         demonstrations on disk
+vla-jax doctor                                                  what this machine has and lacks
+
+`vla-jax COMMAND --help` says more."""
+
+_console = rich.console.Console(highlight=False)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command; errors that a user can mend are printed without a traceback and exit with 2."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    commands = {
+        "train": train, "eval": evaluate, "compare": compare, "table": table, "data": data, "doctor": doctor,
+    }  # fmt: skip
+    try:
+        if not arguments or arguments[0] in ("-h", "--help"):
+            print(USAGE)
+        elif arguments[0] not in commands:
+            raise errors.ConfigError(f"no command {arguments[0]!r}", fix=errors.closest(arguments[0], commands))
+        else:
+            commands[arguments[0]](arguments[1:])
+    except errors.VlaError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def train(arguments: list[str]) -> None:
+    """RECIPE is a file that builds one, with the function to call (default: quick)."""
+    from vla_jax import experiment
+    from vla_jax.training.recipe import Recipe
+
+    name, rest = _positional(arguments, "train", "RECIPE[:FUNCTION]")
+    recipe = load_recipe(name)
+
+    @dataclasses.dataclass(frozen=True)
+    class Train:
+        run: str  # folder of checkpoints and metrics; training goes on from the latest checkpoint in it
+        recipe: Annotated[Recipe, tyro.conf.arg(name="")] = recipe
+
+    options = _parse(Train, rest, f"vla-jax train {name}")
+    result = experiment.train(options.recipe, options.run)
+    if result.interrupted:
+        return
+    _console.print(f"{options.run}: {result.train_step} updates done")
+
+
+def evaluate(arguments: list[str]) -> None:
+    """Success rate with its interval, appended to results/; the recipe inside the checkpoint says where."""
+    from vla_jax import experiment
+    from vla_jax.evaluation import manifest, results
+    from vla_jax.training import trained
+    from vla_jax.training.recipe import EvaluationConfig, to_plain
+
+    name, rest = _positional(arguments, "eval", "CHECKPOINT")
+    policy = trained.load(name)
+
+    @dataclasses.dataclass(frozen=True)
+    class Eval:
+        table: str = "adhoc"  # results/<table>/<run>.json
+        run: str = Path(name).name
+        row: str = policy.recipe.name
+        results: str = "results"
+        swap_instructions: bool = False  # tell the policy another instruction than the one it is judged by
+        evaluation: Annotated[EvaluationConfig, tyro.conf.arg(name="")] = policy.recipe.evaluation
+
+    options = _parse(Eval, rest, f"vla-jax eval {name}")
+    config = options.evaluation
+    with _console.status("compiling, then running episodes") as status:
+
+        def show(done: int, total: int, successes: int) -> None:
+            status.update(f"{done} of {total} episodes, {successes} succeeded")
+
+        episodes = experiment.evaluate(policy, config, swap_instructions=options.swap_instructions, progress=show)
+    account = manifest.manifest(
+        seeds=[policy.recipe.fit.seed, config.seed],
+        recipe=to_plain(policy.recipe),
+        renderer="vla_jax.envs.mjx.renderer",
+    )
+    entry = results.from_episodes(
+        episodes,
+        table=options.table,
+        row=options.row,
+        cell="swapped_instructions" if options.swap_instructions else "success_rate",
+        seed=policy.recipe.fit.seed,
+        env_name=f"tabletop/{config.env.task}",
+        manifest=account,
+    )
+    (path,) = results.append(Path(options.results), options.run, [entry])
+    low, high = entry.interval
+    _console.print(f"{entry.row}: success rate {entry.mean:.1%} [{low:.1%}, {high:.1%}], {entry.episodes} episodes")
+    _console.print(f"written to {path}")
+
+
+def compare(arguments: list[str]) -> None:
+    from vla_jax.evaluation import compare as comparing
+
+    @dataclasses.dataclass(frozen=True)
+    class Compare:
+        run_a: Annotated[str, tyro.conf.Positional]  # a results file, or file:row
+        run_b: Annotated[str, tyro.conf.Positional]
+
+    options = _parse(Compare, arguments, "vla-jax compare")
+    _console.print(comparing.to_text(comparing.compare(options.run_a, options.run_b)))
+
+
+def table(arguments: list[str]) -> None:
+    from vla_jax.evaluation import results, tables
+
+    @dataclasses.dataclass(frozen=True)
+    class Table:
+        name: Annotated[str, tyro.conf.Positional]
+        results: str = "results"
+        html: str | None = None  # also write it as an HTML file
+
+    options = _parse(Table, arguments, "vla-jax table")
+    spec, entries = tables.TABLES[options.name], results.load_table(Path(options.results), options.name)
+    print(tables.to_markdown(spec, entries))
+    if options.html is not None:
+        Path(options.html).write_text(tables.to_html(spec, entries), encoding="utf-8")
+
+
+def doctor(arguments: list[str]) -> None:
+    from vla_jax.evaluation import doctor as doctors
+
+    _parse(dataclasses.make_dataclass("Doctor", []), arguments, "vla-jax doctor")
+    _console.print(doctors.to_table(doctors.doctor()))
+
+
+def data(arguments: list[str]) -> None:
+    """generate makes demonstrations, inspect shows a dataset, stats computes what normalization needs."""
+    from vla_jax import cli_data
+
+    verb, rest = _positional(arguments, "data", "generate|inspect|stats")
+    if verb not in cli_data.VERBS:
+        raise errors.ConfigError(f"no command data {verb!r}", fix=errors.closest(verb, cli_data.VERBS))
+    cli_data.VERBS[verb](rest, _console)
+
+
+def load_recipe(name: str) -> Any:
+    """The recipe that `path/to/file.py:function` builds; the function defaults to `quick`."""
+    path, _, function = name.partition(":")
+    module = _load_file(Path(path))
+    builders = recipe_functions(module)
+    chosen = function or "quick"
+    if chosen not in builders:
+        raise errors.ConfigError(f"{path}: no recipe function {chosen!r}", fix=errors.closest(chosen, builders))
+    return builders[chosen]()
+
+
+def recipe_functions(module: Any) -> dict[str, Callable[[], Any]]:
+    """The functions of a recipe file that return a Recipe and need no argument."""
+    from vla_jax.training.recipe import Recipe
+
+    return {
+        name: function
+        for name, function in vars(module).items()
+        if inspect.isfunction(function)
+        and function.__module__ == module.__name__
+        and inspect.signature(function).return_annotation is Recipe
+        and all(p.default is not p.empty for p in inspect.signature(function).parameters.values())
+    }
+
+
+def _load_file(path: Path) -> Any:
+    if not path.is_file():
+        known = [str(file) for file in sorted(Path("recipes").glob("*.py")) if file.name != "__init__.py"]
+        raise errors.ConfigError(f"no recipe file {path}", fix=errors.closest(str(path), known))
+    spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _positional(arguments: list[str], command: str, what: str) -> tuple[str, list[str]]:
+    if not arguments or arguments[0].startswith("-"):
+        print(USAGE)
+        if arguments and arguments[0] in ("-h", "--help"):
+            sys.exit(0)
+        raise errors.ConfigError(f"vla-jax {command}", expected=f"{what} first", found=arguments[:1] or "nothing")
+    return arguments[0], arguments[1:]
+
+
+def _parse(kind: type, arguments: list[str], program: str) -> Any:
+    return tyro.cli(kind, args=arguments, prog=program, config=(tyro.conf.FlagConversionOff,))
