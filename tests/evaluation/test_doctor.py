@@ -85,6 +85,6 @@ def test_a_check_that_fails_is_a_warning_and_hides_no_other(monkeypatch):
 def test_the_table_prints_fixes_and_keeps_brackets():
     checks = [doctor.Check("extra brax", "missing", "brax [optional]", 'pip install "vla-jax[brax]"')]
     console = rich.console.Console(file=io.StringIO(), width=100)
-    console.print(doctor.table(checks))
+    console.print(doctor.to_table(checks))
     text = console.file.getvalue()
     assert "missing" in text and "brax [optional]" in text and 'pip install "vla-jax[brax]"' in text

@@ -1,7 +1,7 @@
 """Is run b better than run a? Pairs of episodes that started from the same initial state answer it.
 
 vla-jax compare results/demo/base.json results/demo/tuned.json
-vla-jax compare results/demo/run.json:behaviour_cloning results/demo/run.json:fine_tuned
+vla-jax compare results/demo/run.json:imitation results/demo/run.json:fine_tuned
 """
 
 import dataclasses

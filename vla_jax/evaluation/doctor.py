@@ -72,7 +72,7 @@ def doctor(folder: Path | None = None) -> list[Check]:
     return checks
 
 
-def table(checks: Iterable[Check]) -> rich.table.Table:
+def to_table(checks: Iterable[Check]) -> rich.table.Table:
     """The checks for the terminal, with what to do below every finding that is not ok."""
     drawn = rich.table.Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
     drawn.add_column(no_wrap=True)

@@ -199,7 +199,7 @@ _DEMO = TableSpec(
     columns=(_SUCCESS, Column("swapped_instructions", "success when told another instruction")),
     rows=(
         Row("expert", "scripted expert (privileged state)"),
-        Row("behaviour_cloning", "behaviour cloning, flow policy"),
+        Row("imitation", "imitation, flow policy"),
         Row("best_of_n", "the same, best of n samples by the critic"),
         Row("fine_tuned", "fine-tuned by online RL"),
     ),
