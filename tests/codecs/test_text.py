@@ -72,6 +72,16 @@ def test_sentencepiece_prompts_begin_with_bos_and_end_with_a_newline(sentencepie
     assert (ids[mask] == model._model.piece_to_id("\n")).sum() == 1  # the text itself became one line
 
 
+def test_words_are_numbered_once_and_unknown_ones_are_named():
+    tokenizer = text.WordTokenizer.of(SENTENCES[:2])
+    assert tokenizer.words == ("block", "blue", "green", "on", "put", "red", "the", "yellow", "zone")
+    ids, mask = tokenizer.encode("Put the red block", 6)
+    np.testing.assert_array_equal(ids, [5, 7, 6, 1, 0, 0])
+    assert mask.sum() == 4 and tokenizer.decode(ids) == "put the red block" and tokenizer.vocab_size == 10
+    with pytest.raises(errors.ConfigError, match="did you mean 'yellow'"):
+        tokenizer.encode("put the yelow block", 6)
+
+
 def test_prompt_table_rows_belong_to_instructions_in_order():
     table = text.prompt_table(text.ByteTokenizer(), SENTENCES, 48)
     assert table.tokens.shape == table.mask.shape == (3, 48) and table.mask.dtype == jnp.bool_
