@@ -50,12 +50,12 @@ def train(arguments: list[str]) -> None:
     from vla_jax.training.recipe import Recipe
 
     name, rest = _positional(arguments, "train", "RECIPE[:FUNCTION]")
-    recipe = load_recipe(name)
+    built = load_recipe(name)
 
     @dataclasses.dataclass(frozen=True)
     class Train:
         run: str  # folder of checkpoints and metrics; training goes on from the latest checkpoint in it
-        recipe: Annotated[Recipe, tyro.conf.arg(name="")] = recipe
+        recipe: Annotated[Recipe, tyro.conf.arg(name="")] = built
 
     options = _parse(Train, rest, f"vla-jax train {name}")
     result = experiment.train(options.recipe, options.run)

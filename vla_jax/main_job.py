@@ -16,12 +16,11 @@ from typing import Any
 import jax
 import numpy as np
 import rich.console
-import rich.progress
 import rich.table
 
 from data_pipelines import tabletop
 from vla_jax import experiment
-from vla_jax.core import errors
+from vla_jax.core import errors, progress
 from vla_jax.evaluation import charts, manifest, report, results, statistics
 from vla_jax.evaluation.rollouts import Episodes, Recording
 from vla_jax.training import trained
@@ -101,10 +100,10 @@ def run(job: MainJob, console: rich.console.Console) -> None:
 
 def _generate(job: MainJob, console: rich.console.Console) -> tuple[int, str]:
     total = job.data.episodes_per_task * len(job.data.tasks)
-    with _progress(console) as progress:
-        bar = progress.add_task("compiling the simulator, then episodes", total=total)
+    with progress.bar(console) as shown:
+        bar = shown.add_task("compiling the simulator, then episodes", total=total)
         tabletop.generate(
-            job.imitation.data.datasets[0].path, job.data, lambda done, _: progress.update(bar, completed=done)
+            job.imitation.data.datasets[0].path, job.data, lambda done, _: shown.update(bar, completed=done)
         )
     return total, "episodes"
 
@@ -119,11 +118,11 @@ def _train(recipe: Recipe, run_dir: Path) -> tuple[int, str]:
 def _evaluate(job: MainJob, stage: str, console: rich.console.Console) -> tuple[int, str]:
     policy = trained.load(Path(job.folder) / stage)
     total = policy.recipe.evaluation.num_episodes
-    with _progress(console) as progress:
-        bar = progress.add_task("compiling, then episodes", total=total)
+    with progress.bar(console) as shown:
+        bar = shown.add_task("compiling, then episodes", total=total)
 
         def show(done: int, _: int, successes: int) -> None:
-            progress.update(bar, completed=done, description=f"{successes} of {done} episodes succeeded")
+            shown.update(bar, completed=done, description=f"{successes} of {done} episodes succeeded")
 
         episodes = experiment.evaluate(policy, progress=show)
     _save_episodes(_episodes_path(job, stage), episodes)
@@ -297,14 +296,3 @@ def _write_text(path: Path, text: str) -> None:
     partial = path.with_name(f"{path.name}.incomplete")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
-
-
-def _progress(console: rich.console.Console) -> rich.progress.Progress:
-    columns = (
-        rich.progress.TextColumn("  {task.description}"),
-        rich.progress.BarColumn(),
-        rich.progress.MofNCompleteColumn(),
-        rich.progress.TimeElapsedColumn(),
-        rich.progress.TimeRemainingColumn(),
-    )
-    return rich.progress.Progress(*columns, console=console)
