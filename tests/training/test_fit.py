@@ -79,6 +79,19 @@ def test_sigterm_saves_in_the_middle_of_a_log_interval_exits_0_and_resumes_exact
     _assert_equal_runs(tmp_path, toy.run(tmp_path), uninterrupted)
 
 
+def test_a_stop_inside_a_log_interval_loses_no_metric(tmp_path, uninterrupted):
+    class Stopping(toy.CountingSource):
+        def next(self, step, actor_params):
+            if step == 13:  # saved at 14: the sums of 10 to 13 and the source's metric of 12 are half an interval
+                signal.raise_signal(signal.SIGTERM)
+            return super().next(step, actor_params)
+
+    config = FitConfig(num_train_steps=60, log_every=5, checkpoint_every=10, mesh=sharding.MeshConfig(data=1))
+    stopped = fit(toy.ToyLearner(), Stopping(toy.ToyLoader()), config, tmp_path, metadata=toy.METADATA, quiet=True)
+    assert stopped.interrupted and stopped.train_step == 14
+    _assert_equal_runs(tmp_path, toy.run(tmp_path), uninterrupted)
+
+
 def test_two_processes_stop_together_and_one_process_goes_on(tmp_path, uninterrupted):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -153,8 +166,8 @@ def test_the_nan_guard_names_the_first_bad_update_and_keeps_the_checkpoint_befor
 
 
 def test_without_the_guard_a_nan_is_only_logged(tmp_path):
-    toy.run(tmp_path, learner=toy.ToyLearner(nan_at=3), num_train_steps=10, nan_guard=False)
-    assert [np.isnan(line["loss"]) for line in logs.read(tmp_path)] == [True, False]
+    toy.run(tmp_path, learner=toy.ToyLearner(nan_at=7), num_train_steps=10, nan_guard=False)
+    assert [np.isnan(line["loss"]) for line in logs.read(tmp_path)] == [False, True]
 
 
 def test_the_best_checkpoint_is_kept_beside_the_last_ones(tmp_path):

@@ -49,7 +49,7 @@ def test_weight_decay_leaves_biases_and_norms_alone_even_when_stacked():
     np.testing.assert_array_equal(params["backbone"]["norm"]["scale"], 1.0)
 
 
-@pytest.mark.parametrize("config", [AdamW(weight_decay=0.1, clip_norm=0.5), Adam(clip_norm=0.5)])
+@pytest.mark.parametrize("config", [AdamW(eps=1.0, weight_decay=0.1, clip_norm=0.5), Adam(eps=1.0, clip_norm=0.5)])
 def test_accumulated_small_batches_are_one_large_batch(config):
     x = jax.random.normal(jax.random.key(0), (32, 3))
     y = jax.random.normal(jax.random.key(1), (32, 2))
@@ -78,14 +78,14 @@ def test_frozen_parameters_stay_and_have_no_moments():
     assert sum(leaf.size for leaf in jax.tree.leaves(state) if leaf.ndim) == 3 * 4
 
 
-def test_frozen_gradients_do_not_count_in_the_clipped_norm():
-    # b1=0 and eps large make Adam nearly linear in the gradient, so that a wrong norm shows in the update.
+@pytest.mark.parametrize(("clip_norm", "clipped"), [(1.0, 0.25), (0.25, 0.125)])  # the trained norm is 0.5
+def test_the_norm_that_is_clipped_is_that_of_the_trained_parameters(clip_norm, clipped):
+    # b1 = b2 = 0 and eps = 1 make the update -g / (|g| + 1), in which a wrong scale shows.
     grads = {"frozen": jnp.full(4, 100.0), "trained": jnp.full(4, 0.25)}
     params = jax.tree.map(jnp.zeros_like, grads)
-    updated, _ = _apply(
-        Adam(peak_lr=1.0, b1=0.0, b2=0.0, eps=1.0, clip_norm=1.0, freeze=("frozen",)).build(), params, grads
-    )
-    np.testing.assert_allclose(updated["trained"], -0.25 / 1.25, rtol=1e-5)
+    optimizer = Adam(peak_lr=1.0, b1=0.0, b2=0.0, eps=1.0, clip_norm=clip_norm, freeze=("frozen",)).build()
+    updated, _ = _apply(optimizer, params, grads)
+    np.testing.assert_allclose(updated["trained"], -clipped / (1 + clipped), rtol=1e-5)
 
 
 def test_a_freeze_pattern_that_matches_nothing_names_the_closest_path():

@@ -56,7 +56,7 @@ class ToyLearner:
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema_params = optax.incremental_update(params, state.ema_params, 0.1)
-        loss = jnp.where(state.step == self.nan_at, jnp.nan, loss)
+        loss = jnp.where((self.nan_at >= 0) & (state.step >= self.nan_at), jnp.nan, loss)
         metrics = {"loss": loss, "grad_norm": optax.global_norm(grads)}
         return ToyState(state.step + 1, params, ema_params, opt_state, jax.random.split(state.key)[0]), metrics
 
