@@ -4,7 +4,7 @@ import optax
 import pytest
 
 from tests.nets import examples
-from vla_jax.core import errors, functional
+from vla_jax.core import errors
 from vla_jax.core.types import Demonstrations
 from vla_jax.policies import base
 from vla_jax.policies.flow import FlowConfig, FlowPolicy, sample_time
@@ -16,7 +16,7 @@ H, A, B = 4, 2, 3
 def make(backbone=examples.conv_film, **changes):
     adaptive = changes.get("time_conditioning") == "adaptive_norm"
     config = FlowConfig(H, A, **changes)
-    return functional.init(lambda rngs: FlowPolicy(config, backbone(H, adaptive, rngs), rngs), KEY)
+    return examples.init(lambda rngs: FlowPolicy(config, backbone(H, adaptive, rngs), rngs), KEY)
 
 
 def batch_of(actions, mask=None):
@@ -82,7 +82,7 @@ def test_a_perfect_field_has_no_loss_and_samples_the_dirac():
             return (target[None] - x) / (1 - time)[:, None, None]
 
     config = FlowConfig(H, A, loss_samples=16)
-    net, params = functional.init(lambda rngs: Dirac(config, examples.conv_film(H, False, rngs), rngs), KEY)
+    net, params = examples.init(lambda rngs: Dirac(config, examples.conv_film(H, False, rngs), rngs), KEY)
     batch = batch_of(jnp.broadcast_to(target, (B, H, A)))
     assert (net.bind(params).loss(KEY, batch)[0] < 1e-4).all()
     assert jnp.allclose(net.bind(params).sample(KEY, batch.observation), target[None, None], atol=1e-5)

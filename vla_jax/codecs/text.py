@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +18,7 @@ from vla_jax.core.types import PromptTable
 Encoded = tuple[Int[np.ndarray, "l"], Bool[np.ndarray, "l"]]
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     @property
     def vocab_size(self) -> int: ...

@@ -6,7 +6,7 @@
 A policy encodes an observation once and decodes from the same `Prefix` many times: flow steps, tokens, samples.
 """
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Array, Float
 
@@ -15,8 +15,9 @@ from vla_jax.core.types import Observation
 Prefix = Any  # a pytree of arrays; only its backbone looks inside, policies hand it back unchanged
 
 
+@runtime_checkable
 class Backbone(Protocol):
-    """A perception tower with a suffix decoder: `nets/transformer.py` and `nets/conv_film.py` are two."""
+    """A perception tower with a suffix decoder: `nets/vla_transformer.py` and `nets/conv_film.py` are two."""
 
     suffix_width: int  # d, width of suffix tokens
     feature_dim: int  # f, width of `features`

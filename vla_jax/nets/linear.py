@@ -80,7 +80,7 @@ class Conv(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(out_features), logical_axes=(None,))
         self.stride = stride
 
-    def __call__(self, x: Float[Array, "b *space i"]) -> Float[Array, "b *space o"]:
+    def __call__(self, x: Float[Array, "b *space i"]) -> Float[Array, "b *smaller o"]:
         layout = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC")}[x.ndim - 2]
         y = jax.lax.conv_general_dilated(
             x,

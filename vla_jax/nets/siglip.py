@@ -51,7 +51,7 @@ SO400M_14 = SiglipConfig(width=1152, depth=27, mlp_dim=4304, num_heads=16, patch
 
 
 class Siglip(nnx.Module):
-    """Images to tokens. `scan`, `remat` and `attention` say how the layers run, not what they compute."""
+    """Images to tokens. `unroll`, `remat` and `attention` say how the layers run, not what they compute."""
 
     def __init__(
         self,

@@ -51,6 +51,7 @@ def euler(
 
     def step(x, time):
         velocity = model_fn(x, time).astype(x.dtype)
-        return x + step_size * velocity, EulerTrace(time, x, velocity)
+        return x + step_size * velocity, (x, velocity)
 
-    return jax.lax.scan(step, x_init, times)
+    x, (points, velocities) = jax.lax.scan(step, x_init, times)
+    return x, EulerTrace(times, points, velocities)
