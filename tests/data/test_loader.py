@@ -122,7 +122,7 @@ def test_every_epoch_is_a_permutation_and_no_two_are_alike(toy_folder):
     assert len({tuple(epoch) for epoch in epochs}) == 5
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     seed=st.integers(0, 2**31),
     start_step=st.integers(0, 500),
@@ -207,6 +207,13 @@ def test_a_mixture_gives_each_dataset_its_share(toy_folder, tmp_path, write_toy)
     for row, (number, frame) in enumerate(zip(datasets, frames, strict=True)):
         single = loader.datasets[number].batch(np.array([frame]))
         assert_equal(jax.tree.map(lambda leaf, r=row: leaf[r], batch), jax.tree.map(lambda leaf: leaf[0], single))
+
+
+def test_seeds_and_twin_datasets_have_orders_of_their_own():
+    first, second = GlobalOrder([NUM_FRAMES], 0), GlobalOrder([NUM_FRAMES], 1)
+    assert first(0, NUM_FRAMES)[1].tolist() != second(0, NUM_FRAMES)[1].tolist()
+    datasets, frames = GlobalOrder([NUM_FRAMES, NUM_FRAMES], 0)(0, 2 * NUM_FRAMES)
+    assert frames[datasets == 0].tolist() != frames[datasets == 1].tolist()
 
 
 @given(sizes=st.lists(st.integers(100, 140), min_size=1, max_size=3), seed=st.integers(0, 2**31))
