@@ -1,0 +1,233 @@
+"""Success rates on LIBERO: official initial states, every episode counted once, the same episodes whenever repeated.
+
+    lanes --observe (render)--> prepare --normalize--> act --unnormalize--> the first execution_horizon actions --+
+      ^                                                                                                           |
+      +------------- a lane whose episode ended takes the next (task, initial state) of the list <----------------+
+
+Before blaming a policy, `libero_replay.replay_check` runs a dataset's own actions in the same simulator.
+"""
+
+import dataclasses
+import itertools
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from vla_jax.core import errors, keys
+from vla_jax.core.types import Observation, Params, PromptTable
+from vla_jax.envs.libero import LiberoObservation, LiberoVectorEnv
+from vla_jax.evaluation import results, statistics
+from vla_jax.evaluation.rollouts import Act, Progress
+from vla_jax.learners.base import Memory
+
+_ACTION_DIM = 7
+
+
+def _nothing_to_remember(batch_size: int) -> Memory:
+    return ()
+
+
+def _identity(value: Any) -> Any:
+    return value
+
+
+@dataclasses.dataclass(frozen=True)
+class EpisodeRecord:
+    """What became of one episode."""
+
+    task: int
+    init_state: int  # index of the official initial state
+    success: bool
+    num_steps: int  # control steps, settling not counted
+    seed: int  # of the policy's noise
+    shown_task: int  # whose instruction the policy was told; `task` unless swapped
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """An actor and the two edges it was trained with."""
+
+    act: Act  # (actor_params, key, observation, memory) -> (actions "b h a", memory)
+    actor_params: Params
+    prompts: PromptTable  # row i: the tokenized instruction of the suite's task i (`env.spec.instructions`)
+    initial_memory: Callable[[int], Memory] = _nothing_to_remember
+    normalize: Callable[[Observation], Observation] = _identity  # pure; physical units to the network's
+    unnormalize: Callable[[Float[Array, "b h a"]], Float[Array, "b h a"]] = _identity  # to LiberoSim's actions
+    prepare: Callable[[LiberoObservation], LiberoObservation] = _identity  # on the host: rename or resize cameras
+    jit: bool = True  # False for an actor that is no JAX program, such as a client of a server
+
+
+def evaluate(
+    policy: Policy,
+    env: LiberoVectorEnv,
+    *,
+    tasks: Sequence[int],
+    init_states: Sequence[int],
+    execution_horizon: int,
+    seed: int = 0,
+    shown_tasks: Mapping[int, int] | None = None,
+    progress: Progress | None = None,
+) -> tuple[EpisodeRecord, ...]:
+    """Every task from every initial state, tasks outermost; records in that order.
+
+    The policy looks and decides once per `execution_horizon` control steps, for all lanes at once; idle lanes at the
+    end are filled up, so one compiled program serves. Repeating the call repeats every episode; another number of
+    workers gives the policy other noise. `shown_tasks` tells it the instruction of another task (swapped-instruction
+    control). Raises ConfigError when the chunk is too short or `prompts` has no row for a task.
+    """
+    _check(policy, env, tasks, execution_horizon)
+    shown = shown_tasks or {}
+    jobs = list(itertools.product(tasks, init_states))
+    lanes = _Lanes(env, jobs)
+    decide = _decider(policy)
+    memory = policy.initial_memory(env.num_workers)
+    noise = keys.stream(seed, "libero")
+    records: dict[int, EpisodeRecord] = {}
+    for decision in itertools.count():
+        started = lanes.refill()
+        if not lanes.busy:
+            return tuple(records[job] for job in range(len(jobs)))
+        memory = _restart(memory, policy.initial_memory(env.num_workers), started)
+        observation = _to_observation(policy, lanes.observe(), shown)
+        actions, memory = decide(policy.actor_params, keys.at_step(noise, decision), observation, memory)
+        for lane, job in lanes.run(_fitting(np.asarray(actions), execution_horizon)):
+            task, init_state = jobs[job]
+            success, num_steps = bool(env.success[lane]), int(env.env_steps[lane])
+            records[job] = EpisodeRecord(task, init_state, success, num_steps, seed, shown.get(task, task))
+            if progress is not None:
+                progress(len(records), len(jobs), sum(record.success for record in records.values()))
+
+
+class _Lanes:
+    """Which episode runs in which worker."""
+
+    def __init__(self, env: LiberoVectorEnv, jobs: Sequence[tuple[int, int]]):
+        self._env, self._jobs = env, jobs
+        self._waiting = deque(range(len(jobs)))
+        self.busy: dict[int, int] = {}  # lane -> job
+        self._last: LiberoObservation | None = None
+
+    def refill(self) -> list[int]:
+        """Start the next episodes in free lanes, in order, and return those lanes."""
+        free = [lane for lane in range(self._env.num_workers) if lane not in self.busy][: len(self._waiting)]
+        if free:
+            self.busy |= {lane: self._waiting.popleft() for lane in free}
+            tasks, init_states = zip(*(self._jobs[self.busy[lane]] for lane in free), strict=True)
+            self._env.reset(tasks, init_states, lanes=free)
+        return free
+
+    def observe(self) -> LiberoObservation:
+        """Busy lanes as they are now; an idle one shows its last frame, or another lane's where it never ran."""
+        lanes = sorted(self.busy)
+        seen = self._env.observe(lanes)
+        if self._last is None:
+            fill = [lanes.index(lane) if lane in self.busy else 0 for lane in range(self._env.num_workers)]
+            self._last = _map_rows(lambda array: array[fill], seen)
+        else:
+            self._last = _map_rows(lambda old, new: _replaced(old, lanes, new), self._last, seen)
+        return self._last
+
+    def run(self, actions: Float[np.ndarray, "n h 7"]) -> list[tuple[int, int]]:
+        """Execute, and return (lane, job) of the episodes that ended."""
+        lanes = sorted(self.busy)
+        result = self._env.step_chunk(actions[lanes], lanes)
+        return [(lane, self.busy.pop(lane)) for lane, done in zip(lanes, result.done, strict=True) if done]
+
+
+def to_entry(
+    records: Sequence[EpisodeRecord],
+    *,
+    suite: str,
+    table: str,
+    row: str,
+    cell: str,
+    manifest: Mapping[str, Any],
+) -> results.Entry:
+    """A results row: success rate, Wilson interval and the record of every episode, paired by initial state."""
+    successes = [record.success for record in records]
+    return results.Entry(
+        table=table,
+        row=row,
+        cell=cell,
+        seeds=tuple(sorted({record.seed for record in records})),
+        episodes=len(records),
+        mean=float(np.mean(successes)),
+        interval=statistics.wilson(sum(successes), len(successes)),
+        manifest=manifest,
+        records={
+            "success": successes,
+            "length": [record.num_steps for record in records],
+            "instruction": [record.task for record in records],
+            "shown_instruction": [record.shown_task for record in records],
+            "initial_state": [f"{suite}:{record.task}:{record.init_state}" for record in records],
+        },
+    )
+
+
+def _check(policy: Policy, env: LiberoVectorEnv, tasks: Sequence[int], execution_horizon: int) -> None:
+    if execution_horizon < 1:
+        raise errors.ConfigError("LIBERO evaluation", expected="execution_horizon >= 1", found=execution_horizon)
+    rows = len(policy.prompts.mask)
+    if not tasks or max(tasks) >= rows:
+        raise errors.ConfigError(
+            f"prompts of {env.suite}",
+            expected=f"a row for every task, {max(tasks, default=0) + 1} or more",
+            found=f"{rows} rows",
+            fix="tokenize env.spec.instructions",
+        )
+
+
+def _decider(policy: Policy) -> Callable[..., tuple[Array, Memory]]:
+    def decide(actor_params, key, observation, memory):
+        actions, memory = policy.act(actor_params, key, policy.normalize(observation), memory)
+        return policy.unnormalize(actions), memory
+
+    return jax.jit(decide) if policy.jit else decide
+
+
+def _to_observation(policy: Policy, seen: LiberoObservation, shown: Mapping[int, int]) -> Observation:
+    seen = policy.prepare(seen)
+    rows = np.array([shown.get(int(task), int(task)) for task in seen.tasks])
+    return Observation(
+        images=seen.images,
+        image_mask={name: np.ones(len(rows), bool) for name in seen.images},
+        state=seen.state,
+        prompt=np.asarray(policy.prompts.tokens)[rows],
+        prompt_mask=np.asarray(policy.prompts.mask)[rows],
+    )
+
+
+def _fitting(actions: Float[np.ndarray, "b h a"], execution_horizon: int) -> Float[np.ndarray, "b e 7"]:
+    if actions.ndim != 3 or actions.shape[1] < execution_horizon or actions.shape[2] < _ACTION_DIM:
+        raise errors.ConfigError(
+            "the actor's chunk does not fit LIBERO",
+            expected=f"[b, h >= {execution_horizon} (execution_horizon), a >= {_ACTION_DIM}]",
+            found=list(actions.shape),
+        )
+    return actions[:, :execution_horizon, :_ACTION_DIM]
+
+
+def _restart(memory: Memory, fresh: Memory, lanes: Sequence[int]) -> Memory:
+    """Memory as at the start in these lanes, untouched in the others."""
+    rows = jnp.array(lanes, jnp.int32)
+    return jax.tree.map(lambda old, new: jnp.asarray(old).at[rows].set(jnp.asarray(new)[rows]), memory, fresh)
+
+
+def _map_rows(function: Callable[..., np.ndarray], *seen: LiberoObservation) -> LiberoObservation:
+    first = seen[0]
+    return LiberoObservation(
+        images={name: function(*(each.images[name] for each in seen)) for name in first.images},
+        state=function(*(each.state for each in seen)),
+        tasks=function(*(each.tasks for each in seen)),
+    )
+
+
+def _replaced(old: np.ndarray, rows: Sequence[int], new: np.ndarray) -> np.ndarray:
+    out = old.copy()
+    out[list(rows)] = new
+    return out
