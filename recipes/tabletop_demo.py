@@ -52,7 +52,7 @@ def imitation(folder: str = FOLDER, seed: int = 0) -> Recipe:
         learner=ImitationConfig(ema_decay=0.995),
         optimizer=AdamW(peak_lr=1e-3, warmup_steps=50, decay_steps=steps, end_lr=1e-4),
         fit=FitConfig(num_train_steps=steps, log_every=50, checkpoint_every=250, seed=seed),
-        evaluation=EvaluationConfig(TabletopConfig("place"), EXECUTION_HORIZON),
+        evaluation=EvaluationConfig((TabletopConfig("place"),), EXECUTION_HORIZON),
         data=DataConfig((_dataset(folder),), batch_size=64, seed=seed),
         text=text,
     )

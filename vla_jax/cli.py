@@ -90,24 +90,27 @@ def evaluate(arguments: list[str]) -> None:
         def show(done: int, total: int, successes: int) -> None:
             status.update(f"{done} of {total} episodes, {successes} succeeded")
 
-        episodes = experiment.evaluate(policy, config, swap_instructions=options.swap_instructions, progress=show)
-    account = manifest.manifest(
-        seeds=[policy.recipe.fit.seed, config.seed],
-        recipe=to_plain(policy.recipe),
-        renderer="vla_jax.envs.mjx.renderer",
-    )
-    entry = results.from_episodes(
-        episodes,
-        table=options.table,
-        row=options.row,
-        cell="swapped_instructions" if options.swap_instructions else "success_rate",
-        seed=policy.recipe.fit.seed,
-        env_name=f"tabletop/{config.env.task}",
-        manifest=account,
-    )
-    (path,) = results.append(Path(options.results), options.run, [entry])
-    low, high = entry.interval
-    _console.print(f"{entry.row}: success rate {entry.mean:.1%} [{low:.1%}, {high:.1%}], {entry.episodes} episodes")
+        by_env = experiment.evaluate(policy, config, swap_instructions=options.swap_instructions, progress=show)
+    seeds = [policy.recipe.fit.seed, config.seed]
+    account = manifest.manifest(seeds=seeds, recipe=to_plain(policy.recipe), renderer="vla_jax.envs.mjx.renderer")
+    entries = [
+        results.from_episodes(
+            episodes,
+            table=options.table,
+            row=options.row,
+            cell=f"{env_name}{'/swapped_instructions' if options.swap_instructions else ''}",
+            seed=policy.recipe.fit.seed,
+            env_name=env_name,
+            manifest=account,
+        )
+        for env_name, episodes in by_env.items()
+    ]
+    (path,) = results.append(Path(options.results), options.run, entries)
+    for entry in entries:
+        low, high = entry.interval
+        _console.print(
+            f"{entry.cell}: success rate {entry.mean:.1%} [{low:.1%}, {high:.1%}], {entry.episodes} episodes"
+        )
     _console.print(f"written to {path}")
 
 

@@ -3,19 +3,20 @@
 recipe -> learner, source, edges -> fit -> checkpoint -> TrainedPolicy -> Rollout -> Episodes
 """
 
-import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
 
 from vla_jax.core import errors
+from vla_jax.core.types import Params
 from vla_jax.data import normalization
 from vla_jax.data.demonstrations import compute_statistics
 from vla_jax.data.loader import Loader
 from vla_jax.envs.base import Env
+from vla_jax.envs.mjx.tabletop import TabletopConfig
 from vla_jax.evaluation.rollouts import Episodes, Progress, Rollout, swapped_instructions
-from vla_jax.learners.base import LearnerState
+from vla_jax.learners.base import Learner, LearnerState
 from vla_jax.learners.expo import EXPOConfig
 from vla_jax.training import trained
 from vla_jax.training.fit import Evaluate, FitResult, fit
@@ -32,17 +33,16 @@ def train(recipe: Recipe, run_dir: str | Path, *, quiet: bool = False) -> FitRes
     """
     statistics = data_statistics(recipe)
     edges = trained.make_edges(recipe, statistics)
-    env = recipe.evaluation.env.make(edges.prompts(recipe.evaluation.env.instructions))
-    _check_env(recipe, env)
+    envs = [make_env(recipe, config, edges) for config in recipe.evaluation.envs]
     learner = trained.make_learner(recipe)
-    source, warm_start = _source(recipe, learner, edges, env)
+    source, warm_start = _source(recipe, learner, edges, envs[0])
     return fit(
         learner,
         source,
         recipe.fit,
         run_dir,
-        evaluate=_evaluator(recipe, learner, edges, env) if recipe.fit.eval_every else None,
-        metadata=trained.contract(recipe, statistics, env.spec.action_names, env.spec.control_hz),
+        evaluate=_evaluator(recipe, learner, edges, envs) if recipe.fit.eval_every else None,
+        metadata=trained.contract(recipe, statistics, envs[0].spec.action_names, envs[0].spec.control_hz),
         warm_start=warm_start,
         quiet=quiet,
     )
@@ -69,28 +69,47 @@ def evaluate(
     *,
     swap_instructions: bool = False,
     progress: Progress | None = None,
-) -> Episodes:
-    """Judge a checkpoint by `config`, by default the one of its recipe."""
+) -> dict[str, Episodes]:
+    """Judge a checkpoint in every environment of `config`, by default the evaluation of its recipe.
+
+    `progress` counts over all environments. Keys are environment names.
+    """
     config = config or policy.recipe.evaluation
-    key = jax.random.key(config.seed)
-    return rollout(policy, config, swap_instructions=swap_instructions).evaluate(
-        policy.params, key, config.num_episodes, config.batch_size, progress=progress
-    )
+    total, found = config.num_episodes * len(config.envs), {}
+    for env_config in config.envs:
+        done_before = sum(len(episodes.success) for episodes in found.values())
+        solved_before = sum(int(episodes.success.sum()) for episodes in found.values())
+
+        def show(done: int, _: int, solved: int, done_before=done_before, solved_before=solved_before) -> None:
+            if progress is not None:
+                progress(done_before + done, total, solved_before + solved)
+
+        judge = rollout(policy, env_config, config.execution_horizon, swap_instructions=swap_instructions)
+        key = jax.random.key(config.seed)
+        found[judge.env.spec.name] = judge.evaluate(
+            policy.params, key, config.num_episodes, config.batch_size, progress=show
+        )
+    return found
 
 
-def rollout(policy: TrainedPolicy, config: EvaluationConfig, *, swap_instructions: bool = False) -> Rollout:
+def rollout(
+    policy: TrainedPolicy, env_config: TabletopConfig, execution_horizon: int, *, swap_instructions: bool = False
+) -> Rollout:
     """The policy in an environment, with the statistics and the tokenizer it was trained with."""
-    env = config.env.make(policy.edges.prompts(config.env.instructions))
-    _check_env(dataclasses.replace(policy.recipe, evaluation=config), env)
+    env = make_env(policy.recipe, env_config, policy.edges)
     shown = swapped_instructions(len(env.spec.instructions)) if swap_instructions else None
-    learner, edges = policy.learner, policy.edges
-    return Rollout(
-        env, learner.act, config.execution_horizon, learner.initial_memory, edges.normalize, edges.unnormalize, shown
-    )
+    return _rollout(env, policy.learner, policy.edges, execution_horizon, shown)
+
+
+def make_env(recipe: Recipe, config: TabletopConfig, edges: Edges) -> Env:
+    """Raises ConfigError when the environment does not show and take what the recipe's policy was made for."""
+    env = config.make(edges.prompts(config.instructions))
+    _check_env(recipe, env)
+    return env
 
 
 def _source(
-    recipe: Recipe, learner, edges: Edges, env: Env
+    recipe: Recipe, learner: Learner, edges: Edges, env: Env
 ) -> tuple[Source, Callable[[LearnerState], LearnerState] | None]:
     if isinstance(recipe.learner, EXPOConfig):
         base = trained.load(recipe.start_from).base_params
@@ -117,17 +136,27 @@ def _source(
     )
 
 
-def _evaluator(recipe: Recipe, learner, edges: Edges, env: Env) -> Evaluate:
+def _evaluator(recipe: Recipe, learner: Learner, edges: Edges, envs: Sequence[Env]) -> Evaluate:
     config = recipe.evaluation
-    judge = Rollout(
-        env, learner.act, config.execution_horizon, learner.initial_memory, edges.normalize, edges.unnormalize
-    )
+    judges = [_rollout(env, learner, edges, config.execution_horizon) for env in envs]
 
-    def evaluate_actor(actor_params, step: int) -> dict[str, float]:
-        episodes = judge.evaluate(actor_params, jax.random.key(config.seed), config.num_episodes, config.batch_size)
-        return {"eval/success_rate": float(episodes.success.mean()), "eval/return": float(episodes.returns.mean())}
+    def evaluate_actor(actor_params: Params, step: int) -> dict[str, float]:
+        key = jax.random.key(config.seed)
+        by_env = [judge.evaluate(actor_params, key, config.num_episodes, config.batch_size) for judge in judges]
+        names = [f"eval/{env.spec.name}" for env in envs] if len(envs) > 1 else []
+        rates = [float(episodes.success.mean()) for episodes in by_env]
+        metrics = {"eval/success_rate": sum(rates) / len(rates), **dict(zip(names, rates, strict=False))}
+        return metrics | {"eval/return": sum(float(episodes.returns.mean()) for episodes in by_env) / len(by_env)}
 
     return evaluate_actor
+
+
+def _rollout(
+    env: Env, learner: Learner, edges: Edges, execution_horizon: int, shown: tuple[int, ...] | None = None
+) -> Rollout:
+    return Rollout(
+        env, learner.act, execution_horizon, learner.initial_memory, edges.normalize, edges.unnormalize, shown
+    )
 
 
 def _check_env(recipe: Recipe, env: Env) -> None:

@@ -21,6 +21,7 @@ import rich.table
 from data_pipelines import tabletop
 from vla_jax import experiment
 from vla_jax.core import errors, progress
+from vla_jax.envs.mjx.tabletop import TabletopConfig
 from vla_jax.evaluation import charts, manifest, report, results, statistics
 from vla_jax.evaluation.rollouts import Episodes, Recording
 from vla_jax.training import trained
@@ -45,6 +46,12 @@ class MainJob:
     data: tabletop.TabletopDataConfig
     imitation: Recipe
     finetune: Recipe
+
+    @property
+    def env(self) -> TabletopConfig:
+        """The one environment of the job."""
+        (env,) = self.imitation.evaluation.envs
+        return env
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +131,7 @@ def _evaluate(job: MainJob, stage: str, console: rich.console.Console) -> tuple[
         def show(done: int, _: int, successes: int) -> None:
             shown.update(bar, completed=done, description=f"{successes} of {done} episodes succeeded")
 
-        episodes = experiment.evaluate(policy, progress=show)
+        (episodes,) = experiment.evaluate(policy, progress=show).values()
     _save_episodes(_episodes_path(job, stage), episodes)
     return total, "episodes"
 
@@ -138,7 +145,8 @@ def _film(job: MainJob) -> tuple[int, str]:
     for stage in ("imitation", "finetune"):
         policy = trained.load(Path(job.folder) / stage)
         config = policy.recipe.evaluation
-        recording = experiment.rollout(policy, config).record(policy.params, jax.random.key(config.seed), chosen)
+        judge = experiment.rollout(policy, config.envs[0], config.execution_horizon)
+        recording = judge.record(policy.params, jax.random.key(config.seed), chosen)
         _save_arrays(_films_path(job, stage), {"frames": recording.frames, "num_frames": recording.num_frames})
         _save_episodes(_episodes_path(job, f"{stage}_films"), recording.episodes)
     return 2 * len(chosen), "films"
@@ -146,7 +154,7 @@ def _film(job: MainJob) -> tuple[int, str]:
 
 def _write_results_and_report(job: MainJob, records: dict[str, StageRecord]) -> None:
     folder = Path(job.folder)
-    instructions = job.imitation.evaluation.env.instructions
+    instructions = job.env.instructions
     first = report.Stage(
         "demonstrations",
         f"{records['data'].steps} scripted episodes as RLDS",
@@ -169,7 +177,7 @@ def _write_results_and_report(job: MainJob, records: dict[str, StageRecord]) -> 
             row=row,
             cell="success_rate",
             seed=recipe.fit.seed,
-            env_name=f"tabletop/{recipe.evaluation.env.task}",
+            env_name=f"tabletop/{job.env.task}",
             manifest=account,
         )
         entries.append(entry)
@@ -187,7 +195,7 @@ def _write_results_and_report(job: MainJob, records: dict[str, StageRecord]) -> 
         folder,
         report.Report(
             title=f"vla_jax: {job.name}",
-            summary=_SUMMARY.format(task=job.imitation.evaluation.env.task, count=records["data"].steps),
+            summary=_SUMMARY.format(task=job.env.task, count=records["data"].steps),
             stages=tuple(stages),
             instructions=instructions,
             comparisons=((_TITLES["imitation"], _TITLES["finetune"]),),
@@ -197,7 +205,7 @@ def _write_results_and_report(job: MainJob, records: dict[str, StageRecord]) -> 
 
 
 def _summary(job: MainJob, records: dict[str, StageRecord]) -> rich.table.Table:
-    table = rich.table.Table(title=f"{job.name}: {job.imitation.evaluation.env.task}", title_justify="left")
+    table = rich.table.Table(title=f"{job.name}: tabletop/{job.env.task}", title_justify="left")
     for name in ("stage", "success rate (95 % Wilson)", "return", "seconds", "speed"):
         table.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
     titles = {

@@ -54,6 +54,15 @@ class VlaTransformerConfig:
                 found="state_token='suffix': its norms would depend on the flow time, and its keys could not be cached",
             )
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return (self.vision.image_size, self.vision.image_size)
+
+    @property
+    def feature_dim(self) -> int:
+        return self.prefix_expert.width
+
 
 def tiny(
     cameras: tuple[str, ...], state_dim: int, vocab_size: int, prompt_length: int, **changes

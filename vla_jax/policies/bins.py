@@ -38,6 +38,10 @@ class BinsConfig:
                 found=f"action_horizon={self.action_horizon}, temperature={self.temperature}",
             )
 
+    @property
+    def action_dim(self) -> int:
+        return self.codec.action_dim
+
 
 class BinsPolicy(nnx.Module):
     """`Policy`, `HasPrefix`, `HasLogProb` and `HasTokens`; one suffix token per number of the chunk."""

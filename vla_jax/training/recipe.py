@@ -20,24 +20,33 @@ from vla_jax.envs.mjx.tabletop import TabletopConfig
 from vla_jax.learners.expo import EXPOConfig
 from vla_jax.learners.imitation import ImitationConfig
 from vla_jax.nets.conv_film import ConvFilm, ConvFilmConfig
+from vla_jax.nets.vla_transformer import VlaTransformer, VlaTransformerConfig
 from vla_jax.policies.base import Policy
+from vla_jax.policies.bins import BinsConfig, BinsPolicy
 from vla_jax.policies.flow import FlowConfig, FlowPolicy
 from vla_jax.training.fit import FitConfig
 from vla_jax.training.online import ReplayConfig
 from vla_jax.training.optimizers import Adam, AdamW
 
-_BACKBONES = {ConvFilmConfig: ConvFilm}
-_DECODERS = {FlowConfig: FlowPolicy}
+_BACKBONES = {ConvFilmConfig: ConvFilm, VlaTransformerConfig: VlaTransformer}
+_DECODERS = {FlowConfig: FlowPolicy, BinsConfig: BinsPolicy}
 
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """How instructions become tokens; bytes unless `vocabulary` is a path to a .model or a tokenizer.json."""
+    """How instructions become tokens: bytes, or whole known words, or a vocabulary file (.model, tokenizer.json)."""
 
-    vocabulary: str | None = None
+    vocabulary: str | None = None  # path
+    words: tuple[str, ...] = ()
     prompt_length: int = 48  # tokens; longer instructions are refused
 
+    def __post_init__(self):
+        if self.vocabulary is not None and self.words:
+            raise errors.ConfigError("TextConfig", expected="vocabulary or words", found="both")
+
     def tokenizer(self) -> text.Tokenizer:
+        if self.words:
+            return text.WordTokenizer(self.words)
         if self.vocabulary is None:
             return text.ByteTokenizer()
         kind = text.JsonTokenizer if self.vocabulary.endswith(".json") else text.SentencePieceTokenizer
@@ -48,8 +57,8 @@ class TextConfig:
 class PolicyConfig:
     """A backbone that sees and a decoder that acts; any pair works."""
 
-    backbone: ConvFilmConfig
-    decoder: FlowConfig
+    backbone: ConvFilmConfig | VlaTransformerConfig
+    decoder: FlowConfig | BinsConfig
 
     def constructor(self) -> Callable[[nnx.Rngs], Policy]:
         backbone, decoder = _BACKBONES[type(self.backbone)], _DECODERS[type(self.decoder)]
@@ -69,11 +78,11 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """Episodes of an environment that a checkpoint is judged by."""
+    """Episodes that a checkpoint is judged by; online learners act in the first environment."""
 
-    env: TabletopConfig
+    envs: tuple[TabletopConfig, ...]
     execution_horizon: int  # control steps between two looks
-    num_episodes: int = 256
+    num_episodes: int = 256  # in each environment
     batch_size: int = 128
     seed: int = 1000  # of the initial states: never one that training used
 
@@ -88,7 +97,7 @@ class Recipe:
     evaluation: EvaluationConfig
     data: DataConfig  # trained on, or, with `start_from`, what the policy was trained on
     text: TextConfig = TextConfig()
-    replay: ReplayConfig | None = None  # of online learners: they act in `evaluation.env`
+    replay: ReplayConfig | None = None  # of online learners: they act in `evaluation.envs[0]`
     start_from: str | None = None  # a run folder or checkpoint whose policy this run begins with
 
     def __post_init__(self):

@@ -1,0 +1,52 @@
+"""A vision-language-action transformer of the pi0 family on the whole tabletop suite: push, lift, place, stack.
+
+    vla-jax data generate --out runs/tabletop_vla/data/1.0.0 --tasks push lift place stack --episodes-per-task 500
+    vla-jax train recipes/tabletop_vla.py --run runs/tabletop_vla/train
+    vla-jax eval runs/tabletop_vla/train
+
+`quick` is the size that learns on two CPU cores in about two hours; what it reaches is in docs/demo.md.
+"""
+
+from vla_jax.data.schema import DatasetConfig
+from vla_jax.envs.mjx.tabletop import ACTION_NAMES, STATE_NAMES, TabletopConfig
+from vla_jax.learners.imitation import ImitationConfig
+from vla_jax.nets import vla_transformer
+from vla_jax.policies.flow import FlowConfig
+from vla_jax.training.fit import FitConfig
+from vla_jax.training.optimizers import AdamW
+from vla_jax.training.recipe import DataConfig, EvaluationConfig, PolicyConfig, Recipe, TextConfig
+
+TASKS = ("push", "lift", "place", "stack")
+DATASET = "runs/tabletop_vla/data/1.0.0"
+ACTION_HORIZON, EXECUTION_HORIZON = 8, 4
+
+
+def quick(seed: int = 0) -> Recipe:
+    """About 1M parameters: convolutional stem, 16 tokens per camera, three joint layers."""
+    envs = tuple(TabletopConfig(task) for task in TASKS)
+    words = sorted({word for env in envs for text in env.instructions for word in text.lower().split()})
+    text = TextConfig(words=tuple(words), prompt_length=12)
+    backbone = vla_transformer.tiny(
+        cameras=("front", "wrist"),
+        state_dim=len(STATE_NAMES),
+        vocab_size=text.tokenizer().vocab_size,
+        prompt_length=text.prompt_length,
+    )
+    decoder = FlowConfig(ACTION_HORIZON, len(ACTION_NAMES), loss_samples=4, clip_actions=True)
+    steps = 20_000
+    dataset = DatasetConfig(
+        DATASET,
+        ACTION_HORIZON,
+        cameras=(("front", "front"), ("wrist", "wrist")),
+        displacement_dims=tuple(range(len(ACTION_NAMES) - 1)),  # all but the grip
+    )
+    return Recipe(
+        name="tabletop_vla/quick",
+        policy=PolicyConfig(backbone, decoder),
+        learner=ImitationConfig(ema_decay=0.999),
+        optimizer=AdamW(peak_lr=1e-3, warmup_steps=500, decay_steps=steps, end_lr=5e-5),
+        fit=FitConfig(num_train_steps=steps, log_every=100, checkpoint_every=1000, seed=seed),
+        evaluation=EvaluationConfig(envs, EXECUTION_HORIZON, num_episodes=128),
+        data=DataConfig((dataset,), batch_size=64, seed=seed),
+        text=text,
+    )
