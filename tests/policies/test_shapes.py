@@ -32,8 +32,9 @@ for backbone in examples.BACKBONES:
         features = jax.eval_shape(lambda p: net.bind(p).features(net.bind(p).prefix(batch.observation)), params)
         assert loss.shape == (b,) and samples.shape == (5, b, h, a) and features.ndim == 2
         if "conv" in backbone.__name__:
+            wrong_prefix, tokens = jnp.zeros((b, 16, 1)), jnp.zeros((b, 4, 8))
             try:
-                jax.eval_shape(lambda p: net.bind(p).backbone.suffix(jnp.zeros((b, 16, 1)), jnp.zeros((b, 4, 8))), params)
+                jax.eval_shape(lambda p: net.bind(p).backbone.suffix(wrong_prefix, tokens), params)
             except jaxtyping.TypeCheckError:
                 continue
             raise SystemExit("a prefix of another rank went unnoticed")
