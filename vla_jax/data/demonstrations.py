@@ -35,9 +35,9 @@ class DemonstrationDataset:
         self._dataset = open_dataset(config, cache_folder)
         self._check_dims()
         cameras = {camera: config.camera_name(camera) for camera, _ in config.cameras}
-        total = sum(FrameImages.num_bytes(self._dataset, name) for name in cameras.values())
+        total = sum(FrameImages.num_bytes(self._dataset, name, config.downscale) for name in cameras.values())
         self._images = {
-            camera: FrameImages(self._dataset, name, keep=total <= image_cache_bytes)
+            camera: FrameImages(self._dataset, name, keep=total <= image_cache_bytes, downscale=config.downscale)
             for camera, name in cameras.items()
         }
         self.instructions = self._dataset.texts(config.instruction_key)

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from vla_jax.core import errors
+from vla_jax.core import errors, images
 from vla_jax.data import image_codec
 from vla_jax.data.rlds import RldsDataset
 
@@ -15,16 +15,17 @@ class FrameImages:
     small set (20,000 frames of 64x64 are 0.25 GB per camera) costs its decoding once and not once per epoch.
     """
 
-    def __init__(self, dataset: RldsDataset, name: str, keep: bool):
-        self._dataset, self._name = dataset, name
-        self.shape = dataset.image(0, name).shape
+    def __init__(self, dataset: RldsDataset, name: str, keep: bool, downscale: int = 1):
+        self._dataset, self._name, self._downscale = dataset, name, downscale
+        self._stored_shape = dataset.image(0, name).shape
+        self.shape = images.average_blocks(np.empty(self._stored_shape, np.uint8), downscale).shape
         self._kept = np.empty((dataset.num_frames, *self.shape), np.uint8) if keep else None  # pages fill on first use
         self._is_kept = np.zeros(dataset.num_frames, bool) if keep else None
 
     @staticmethod
-    def num_bytes(dataset: RldsDataset, name: str) -> int:
-        """Size of all decoded frames, taking the first as the measure."""
-        return dataset.num_frames * dataset.image(0, name).size
+    def num_bytes(dataset: RldsDataset, name: str, downscale: int = 1) -> int:
+        """Size of all decoded and shrunk frames, taking the first as the measure."""
+        return dataset.num_frames * dataset.image(0, name).size // downscale**2
 
     def gather(self, frames: Int64[np.ndarray, "..."]) -> UInt8[np.ndarray, "... height width 3"]:
         """The pictures of these frames. Raises DataError where one is damaged or has another size."""
@@ -43,11 +44,16 @@ class FrameImages:
 
     def _decode(self, frame: int, out: image_codec.Picture) -> None:
         try:
-            image_codec.decode(self._dataset.image_bytes(frame, self._name), out)
+            data = self._dataset.image_bytes(frame, self._name)
+            if self._downscale == 1:
+                image_codec.decode(data, out)
+            else:
+                whole = image_codec.decode(data, np.empty(self._stored_shape, np.uint8))
+                out[...] = images.average_blocks(whole, self._downscale)
         except ValueError as error:
             raise errors.DataError(
                 f'{self._dataset.describe_frame(frame)}: "steps/{self._name}" cannot be used',
-                expected=f"a picture of shape {list(self.shape)}",
+                expected=f"a picture of shape {list(self._stored_shape)}",
                 found=str(error),
                 fix="rebuild the set with one image size per camera, or drop this episode",
             ) from error

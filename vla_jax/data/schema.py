@@ -21,9 +21,10 @@ class DatasetConfig:
     displacement_dims: tuple[int, ...] = ()  # action dims that are movements: 0 past the end of an episode
     history: int = 1  # frames per observation; above 1, images and state get a time axis after the batch
     action_dim: int | None = None  # zero-padded to this width, masked; None: the robot's own
+    downscale: int = 1  # blocks of this many pixels a side are averaged into one
 
     def __post_init__(self):
-        for name in ("action_horizon", "history"):
+        for name in ("action_horizon", "history", "downscale"):
             if getattr(self, name) < 1:
                 raise errors.ConfigError(f"DatasetConfig.{name}", expected="at least 1", found=getattr(self, name))
         ours = [name for name, _ in self.cameras]

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt8
 
 from vla_jax.codecs.text import Tokenizer, prompt_table
 from vla_jax.core import errors
+from vla_jax.core.images import average_blocks
 from vla_jax.core.types import Observation, Params, PromptTable
 from vla_jax.data.normalization import Normalizer, Statistics
 from vla_jax.learners.base import Learner
@@ -45,6 +46,7 @@ class Edges:
     tokenizer: Tokenizer
     prompt_length: int
     normalizer: Normalizer
+    image_size: tuple[int, int]  # height and width the policy sees
 
     def encode(self, instruction: str) -> tuple[Any, Any]:
         return self.tokenizer.encode(instruction, self.prompt_length)
@@ -53,10 +55,22 @@ class Edges:
         return prompt_table(self.tokenizer, instructions, self.prompt_length)
 
     def normalize(self, observation: Observation) -> Observation:
-        return observation.replace(state=self.normalizer.normalize_state(observation.state))
+        """States by the statistics; pictures a whole number of times too large are averaged down."""
+        images = {name: self._fit(name, image) for name, image in observation.images.items()}
+        return observation.replace(images=images, state=self.normalizer.normalize_state(observation.state))
 
     def unnormalize(self, actions: Float[Array, "*b h action_dim"]) -> Float[Array, "*b h a"]:
         return self.normalizer.unnormalize_actions(actions)
+
+    def _fit(self, camera: str, image: UInt8[Array, "*b height width 3"]) -> UInt8[Array, "*b h w 3"]:
+        factor = max(1, image.shape[-3] // self.image_size[0])
+        if tuple(image.shape[-3:-1]) != (self.image_size[0] * factor, self.image_size[1] * factor):
+            raise errors.ConfigError(
+                f"camera {camera!r} does not fit the policy",
+                expected=f"pictures of {list(self.image_size)} or a whole multiple of it",
+                found=list(image.shape[-3:-1]),
+            )
+        return average_blocks(image, factor)
 
 
 def make_edges(recipe: Recipe, statistics: Statistics) -> Edges:
@@ -71,7 +85,9 @@ def make_edges(recipe: Recipe, statistics: Statistics) -> Edges:
             fix="set policy.backbone.state_dim and policy.decoder.action_dim to those of the data",
         )
     normalizer = Normalizer.create(statistics, recipe.data.normalization)
-    return Edges(recipe.text.tokenizer(), recipe.text.prompt_length, normalizer)
+    return Edges(
+        recipe.text.tokenizer(), recipe.text.prompt_length, normalizer, tuple(recipe.policy.backbone.image_size)
+    )
 
 
 def contract(recipe: Recipe, statistics: Statistics, action_names: tuple[str, ...], control_hz: float | None) -> dict:
