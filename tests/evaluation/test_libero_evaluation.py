@@ -108,6 +108,16 @@ def test_memory_restarts_with_the_episode_of_its_lane(env):
     assert counted[:6] == [[0, 0], [1, 1], [0, 2], [1, 3], [0, 4], [1, 5]]
 
 
+def test_a_lane_runs_its_own_chunk_while_the_other_is_idle(env):
+    def act(actor_params, key, observation, memory):
+        speed = jnp.where(observation.state[:, 0] < 0, 0.25, 0.5)
+        return jnp.zeros((len(speed), 1, 7)).at[..., 0].set(speed[:, None]), memory
+
+    records = libero.evaluate(libero.Policy(act, {}, PROMPTS), env, tasks=[0], init_states=[0, -1], execution_horizon=1)
+    # lane 1: four steps from -1 to 0 and two to 1; with the chunk of the idle lane 0, four in all
+    assert [record.num_steps for record in records] == [2, 6]
+
+
 def test_edges_are_applied_around_the_policy(env):
     def act(actor_params, key, observation, memory):
         assert observation.images.keys() == {"image"} and observation.images["image"].shape[1:] == (4, 4, 3)
