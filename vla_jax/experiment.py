@@ -164,13 +164,17 @@ def _check_env(recipe: Recipe, env: Env) -> None:
     backbone, decoder = recipe.policy.backbone, recipe.policy.decoder
     ours = {
         "state dims": backbone.state_dim,
-        "cameras": {name: tuple(backbone.image_size) for name in backbone.cameras},
         "action dims": decoder.action_dim,
+        "cameras": {name: tuple(backbone.image_size) for name in backbone.cameras},
     }
     theirs = {
         "state dims": env.spec.state_dim,
-        "cameras": {name: tuple(size) for name, size in env.spec.cameras.items() if name in backbone.cameras},
         "action dims": env.spec.action_dim,
+        "cameras": {
+            name: _shrunk(tuple(size), tuple(backbone.image_size))
+            for name, size in env.spec.cameras.items()
+            if name in backbone.cameras
+        },
     }
     different = [name for name in ours if ours[name] != theirs[name]]
     if different:
@@ -180,3 +184,9 @@ def _check_env(recipe: Recipe, env: Env) -> None:
             found="; ".join(f"{name} {theirs[name]}" for name in different),
             fix="evaluate it where it was trained for, or train it on data of this environment",
         )
+
+
+def _shrunk(size: tuple[int, int], wanted: tuple[int, int]) -> tuple[int, int]:
+    """The size that the policy's edge makes of a camera: a whole multiple is averaged down (see `Edges.normalize`)."""
+    factor = max(1, size[0] // wanted[0])
+    return wanted if size == (wanted[0] * factor, wanted[1] * factor) else size

@@ -21,6 +21,7 @@ import rich.table
 from data_pipelines import tabletop
 from vla_jax import experiment
 from vla_jax.core import errors, progress
+from vla_jax.envs.mjx.scene import CONTROL_HZ
 from vla_jax.envs.mjx.tabletop import TabletopConfig
 from vla_jax.evaluation import charts, manifest, report, results, statistics
 from vla_jax.evaluation.rollouts import Episodes, Recording
@@ -28,7 +29,8 @@ from vla_jax.training import trained
 from vla_jax.training.recipe import Recipe, to_plain
 
 NUM_FILMS = 4
-_FILM_RATE = 20.0  # frames per second: the suite's control rate
+_FILM_SIZE = 192  # pixels; policies see 64
+_FILM_STRIDE = 2  # control steps per frame
 _TITLES = {"imitation": "imitation", "finetune": "reinforcement learning"}
 _SUMMARY = (
     "A policy that sees two cameras and reads an instruction learns tabletop/{task} from {count} scripted "
@@ -145,8 +147,14 @@ def _film(job: MainJob) -> tuple[int, str]:
     for stage in ("imitation", "finetune"):
         policy = trained.load(Path(job.folder) / stage)
         config = policy.recipe.evaluation
-        judge = experiment.rollout(policy, config.envs[0], config.execution_horizon)
-        recording = judge.record(policy.params, jax.random.key(config.seed), chosen)
+        large = experiment.make_env(policy.recipe, dataclasses.replace(job.env, image_size=_FILM_SIZE), policy.edges)
+        recording = experiment.rollout(policy, job.env, config.execution_horizon).record(
+            policy.params,
+            jax.random.key(config.seed),
+            chosen,
+            render=lambda state, large=large: large.render(state)["front"].rgb,
+            frame_stride=_FILM_STRIDE,
+        )
         _save_arrays(_films_path(job, stage), {"frames": recording.frames, "num_frames": recording.num_frames})
         _save_episodes(_episodes_path(job, f"{stage}_films"), recording.episodes)
     return 2 * len(chosen), "films"
@@ -187,7 +195,7 @@ def _write_results_and_report(job: MainJob, records: dict[str, StageRecord]) -> 
             seconds=records[stage].seconds,
             steps_per_second=records[stage].steps_per_second,
             curves=charts.read_curves(folder / stage / "metrics.jsonl"),
-            films=report.films(_load_films(job, stage), instructions, _FILM_RATE),
+            films=report.films(_load_films(job, stage), instructions, CONTROL_HZ / _FILM_STRIDE),
         )
         stages.append(shown.with_episodes(episodes))
     results.append(folder / "results", "run", entries)
@@ -206,31 +214,30 @@ def _write_results_and_report(job: MainJob, records: dict[str, StageRecord]) -> 
 
 def _summary(job: MainJob, records: dict[str, StageRecord]) -> rich.table.Table:
     table = rich.table.Table(title=f"{job.name}: tabletop/{job.env.task}", title_justify="left")
-    for name in ("stage", "success rate (95 % Wilson)", "return", "seconds", "speed"):
+    for name in ("stage", "success rate [95 %]", "episodes", "return", "seconds", "per second"):
         table.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
     titles = {
         "data": "demonstrations",
         "imitation": "imitation",
         "imitation_evaluation": "  evaluated",
-        "finetune": "reinforcement learning",
+        "finetune": "online RL",
         "finetune_evaluation": "  evaluated",
     }
     for name, title in titles.items():
         record = records[name]
         judged = name.removesuffix("_evaluation") if name.endswith("_evaluation") else None
-        success, returns = _judgement(_load_episodes(_episodes_path(job, judged))) if judged else ("", "")
-        speed = f"{record.steps_per_second:.1f} {record.unit}/s"
-        table.add_row(title, success, returns, f"{record.seconds:.0f}", speed)
-    total = sum(record.seconds for record in records.values())
+        judgement = _judgement(_load_episodes(_episodes_path(job, judged))) if judged else ("", "", "")
+        speed = f"{record.steps_per_second:.1f} {record.unit}"
+        table.add_row(title, *judgement, f"{record.seconds:.0f}", speed)
     table.add_section()
-    table.add_row("total", "", "", f"{total:.0f}", "")
+    table.add_row("total", "", "", "", f"{sum(record.seconds for record in records.values()):.0f}", "")
     return table
 
 
-def _judgement(episodes: Episodes) -> tuple[str, str]:
+def _judgement(episodes: Episodes) -> tuple[str, str, str]:
     successes, count = int(episodes.success.sum()), len(episodes.success)
     low, high = statistics.wilson(successes, count)
-    return f"{successes / count:.1%} [{low:.1%}, {high:.1%}] of {count}", f"{episodes.returns.mean():.3f}"
+    return f"{successes / count:.1%} [{100 * low:.1f}, {100 * high:.1f}]", str(count), f"{episodes.returns.mean():.3f}"
 
 
 def _check_same_job(folder: Path, job: MainJob) -> None:
