@@ -153,7 +153,7 @@ def warning(differences: Sequence[Difference], first: str = "training data", sec
     rows = "\n".join(f"  {difference}" for difference in differences)
     headline = "IMAGES DIFFER" if visible else "THE SIMULATORS DIFFER (golden frames do not show it)"
     advice = (
-        "Success rates of the two are not comparable: such a change has moved libero_object by 19 points."
+        "Success rates of the two are not comparable; a darker floor alone has moved libero_object by 19 points."
         if visible
         else "Images look alike; check that what differs does not matter before comparing numbers."
     )
