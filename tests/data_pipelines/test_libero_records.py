@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import types
 
 import h5py
 import numpy as np
@@ -8,6 +9,7 @@ import simplejpeg
 
 from data_pipelines import libero, libero_hdf5, libero_records
 from data_pipelines.libero_records import LiberoEpisode
+from tests.envs.fake_libero import FakeSimulator
 from vla_jax.core import errors
 from vla_jax.data.rlds import RldsDataset
 from vla_jax.envs import libero_sim
@@ -67,6 +69,34 @@ def test_no_ops_are_openvlas():
         ]
     )
     assert libero_records.keep_mask(actions).tolist() == [False, True, False, True, False, True, True]
+
+
+class _Simulator(FakeSimulator):
+    """Also what recording asks for; task 0 is solved where the first action entries sum up to 1."""
+
+    def reset(self, suite, task, init_state, scene_seed):
+        super().reset(suite, 0, init_state, 0)
+        self.task, self.goal = types.SimpleNamespace(instruction="go", suite=suite, index=task), 1
+
+    def step(self, action):
+        self.travelled += float(action[0])
+        return float(self.travelled >= self.goal), self.travelled >= self.goal
+
+    def joint_state(self):
+        return np.full(7, self.travelled, np.float32)
+
+
+def test_a_recording_sees_before_it_acts_and_ends_with_success():
+    actions = np.zeros((6, 7), np.float32)
+    actions[:, 0] = 0.5
+    episode = libero_records.record(_Simulator(), "libero_object", 3, np.zeros(2), 9, actions, "name")
+    assert episode.state[:, 0].tolist() == [0, 0.5] and len(episode.actions) == len(episode.images) == 2
+    assert episode.joint_state[:, 0].tolist() == [0, 0.5] and episode.scene_seed == 9
+    shades = [simplejpeg.decode_jpeg(picture)[0, 0, 0] for picture in episode.images]
+    assert shades == [0, 5]
+    assert libero_records.record(_Simulator(), "libero_object", 3, np.zeros(2), 9, actions[:1], "name") is None
+    assert libero_records.replay(_Simulator(), "libero_object", 3, np.zeros(2), 9, actions)
+    assert not libero_records.replay(_Simulator(), "libero_object", 3, np.zeros(2), 9, actions[:1])
 
 
 def test_a_part_file_brings_the_episode_back(tmp_path):
