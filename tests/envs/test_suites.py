@@ -1,5 +1,7 @@
 """Every registered environment makes, jits, steps, observes, and is solved by its expert."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -23,7 +25,8 @@ def test_every_environment_serves_its_spec_and_its_expert_solves_it(name):
     env = suites.make(config, _prompts(config))
     assert env.spec.name == name and env.spec.instructions == config.instructions
 
-    @jax.jit
+    # Unoptimized code: the compiler takes most of this test's time, the episodes little.
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     def act_and_step(states):
         actions = jax.vmap(lambda state: experts.expert(env, state))(states)
         return actions, jax.vmap(env.step)(states, actions)

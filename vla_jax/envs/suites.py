@@ -12,6 +12,7 @@ from typing import Protocol
 from vla_jax.core.registry import Registry
 from vla_jax.core.types import PromptTable
 from vla_jax.envs.base import Env
+from vla_jax.envs.mjx.panda import PandaConfig
 from vla_jax.envs.mjx.tabletop import TabletopConfig
 from vla_jax.envs.mjx.tasks import TASKS
 
@@ -25,10 +26,14 @@ class EnvConfig(Protocol):
     def make(self, prompts: PromptTable) -> Env: ...
 
 
-ENVS: Registry[EnvConfig] = Registry("env", {f"tabletop/{task}": TabletopConfig(task) for task in TASKS})
+ENVS: Registry[EnvConfig] = Registry(
+    "env",
+    {**{f"tabletop/{task}": TabletopConfig(task) for task in TASKS}, "panda/pick_place": PandaConfig()},
+)
 
 SUITES: dict[str, tuple[str, ...]] = {
     "tabletop": ("tabletop/push", "tabletop/lift", "tabletop/place", "tabletop/stack"),
+    "panda": ("panda/pick_place",),
 }
 
 

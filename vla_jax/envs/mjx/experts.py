@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float
 
 from vla_jax.core.registry import Registry
 from vla_jax.envs.base import EnvState
+from vla_jax.envs.mjx.panda import PandaEnv, attitude_error
 from vla_jax.envs.mjx.scene import FINGER_RADIUS
 from vla_jax.envs.mjx.tabletop import TRANSLATION_STEP, YAW_STEP, TabletopEnv
 from vla_jax.envs.mjx.tasks import View
@@ -20,9 +21,13 @@ _MAX_YAW = 1.75  # radians, a little inside the hand's range
 _PUSH_GAP = _BLOCK_HALF * 1.42 + FINGER_RADIUS  # metres from hand to block centre where no corner touches yet
 
 
-def expert(env: TabletopEnv, state: EnvState) -> Float[Array, "5"]:
+def expert(env: TabletopEnv, state: EnvState) -> Float[Array, "a"]:
     """The action of the task's scripted expert in this state, in [-1, 1]."""
-    return EXPERTS[env.task.name](env.view(state))
+    action = EXPERTS[env.task.name](env.view(state))
+    if not isinstance(env, PandaEnv):
+        return action
+    upright = jnp.clip(attitude_error(state.physics.target) / YAW_STEP, -1, 1)
+    return jnp.concatenate([action[:3], upright, action[4:]])
 
 
 def place(view: View) -> Float[Array, "5"]:
@@ -122,4 +127,7 @@ def _toward(view: View, target: Float[Array, "3"], yaw: Float[Array, ""], close:
     return jnp.concatenate([move, turn[None], jnp.where(close, 1.0, -1.0)[None]])
 
 
-EXPERTS = Registry("tabletop_expert", {"place": place, "lift": lift, "push": push, "stack": stack, "bin": put_in_bin})
+EXPERTS = Registry(
+    "tabletop_expert",
+    {"place": place, "lift": lift, "push": push, "stack": stack, "bin": put_in_bin, "pick_place": place},
+)

@@ -8,7 +8,7 @@ where a scene asks for it. Zones are visual: the physics model leaves them out.
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -121,10 +121,13 @@ class Scene:
             if item.color not in COLORS:
                 raise errors.ConfigError(f"color {item.color!r} of {item}", fix=errors.closest(item.color, COLORS))
 
-    @property
-    def num_joints(self) -> int:
-        """Of the gripper: x, y, z, yaw and two fingers; they come after the objects' seven numbers each in `qpos`."""
-        return 6
+
+@dataclasses.dataclass(frozen=True)
+class Robot:
+    """MJCF of a robot whose fingertips meet at the origin of a body with z up when it points down."""
+
+    body: Callable[[str], str]  # from the MJCF of what the hand carries (fingers, cameras)
+    actuators: str  # all but the fingers'
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -153,16 +156,10 @@ class SceneModel:
     geoms: GeomTable
 
 
-def compile_scene(scene: Scene) -> SceneModel:
-    """Build both models of a scene; seconds, on the host."""
-    return compile_models(
-        mujoco.MjModel.from_xml_string(mjcf(scene, with_zones=False)),
-        mujoco.MjModel.from_xml_string(mjcf(scene, with_zones=True)),
-    )
-
-
-def compile_models(physics: mujoco.MjModel, visual: mujoco.MjModel) -> SceneModel:
-    """Put a pair of MuJoCo models into MJX; for scenes whose MJCF was written elsewhere."""
+def compile_scene(scene: Scene, robot: Robot | None = None) -> SceneModel:
+    """Build both models of a scene with the gripper on slides, or with another robot; seconds, on the host."""
+    physics = mujoco.MjModel.from_xml_string(mjcf(scene, robot or GRIPPER, with_zones=False))
+    visual = mujoco.MjModel.from_xml_string(mjcf(scene, robot or GRIPPER, with_zones=True))
     mjx_physics, mjx_visual = mjx.put_model(physics), mjx.put_model(visual)
     data = mujoco.MjData(physics)
     mujoco.mj_forward(physics, data)  # fills what MJX would otherwise leave at zero
@@ -211,14 +208,16 @@ def on_table(places: Float[Array, "p 2"]) -> Float[Array, "p 3"]:
     return jnp.concatenate([places, jnp.zeros((places.shape[0], 1))], axis=1)
 
 
-def mjcf(scene: Scene, with_zones: bool) -> str:
+def mjcf(scene: Scene, robot: Robot, with_zones: bool) -> str:
     """The scene as MJCF; zones cost a step time and touch nothing, so the physics model goes without them."""
     objects = "".join(_object(i, item, scene.objects_touch) for i, item in enumerate(scene.objects))
     fixtures = "".join(_fixture(i, f) for i, f in enumerate(scene.fixtures) if with_zones or isinstance(f, Bin))
     fixed = "".join(camera_xml(camera) for camera in scene.cameras if not isinstance(camera, HandCamera))
     mounted = "".join(camera_xml(camera) for camera in scene.cameras if isinstance(camera, HandCamera))
+    fingers = _finger("finger_left", 1, scene.flat_fingers) + _finger("finger_right", -1, scene.flat_fingers)
     return f"""
 <mujoco>
+  <compiler angle="radian"/>
   <option timestep="{_TIMESTEP}" iterations="4" ls_iterations="8" integrator="implicitfast">
     <flag eulerdamp="disable"/>
   </option>
@@ -226,11 +225,10 @@ def mjcf(scene: Scene, with_zones: bool) -> str:
   <worldbody>
     <geom name="table" type="plane" size="{TABLE_HALF_SIZE} {TABLE_HALF_SIZE} .05" contype="1" conaffinity="0"
           rgba="{numbers(_TABLE_COLOR)} 1"/>
-    {fixed}{objects}{_gripper(mounted, scene.flat_fingers)}{fixtures}
+    {fixed}{objects}{robot.body(mounted + fingers)}{fixtures}
   </worldbody>
   <actuator>
-    <position joint="x" kp="400" kv="30"/><position joint="y" kp="400" kv="30"/><position joint="z" kp="400" kv="30"/>
-    <position joint="yaw" kp="10" kv=".8"/>
+    {robot.actuators}
     <position joint="finger_left" kp="100" kv="4"/><position joint="finger_right" kp="100" kv="4"/>
   </actuator>
 </mujoco>"""
@@ -252,8 +250,7 @@ def _object(index: int, item: Block | Ball, objects_touch: bool) -> str:
     </body>"""
 
 
-def _gripper(cameras: str, flat_fingers: bool) -> str:
-    fingers = _finger("finger_left", 1, flat_fingers) + _finger("finger_right", -1, flat_fingers)
+def _gripper(mounted: str) -> str:
     return f"""
     <body name="hand" gravcomp="1">
       <joint name="x" type="slide" axis="1 0 0" damping="5"/>
@@ -262,8 +259,15 @@ def _gripper(cameras: str, flat_fingers: bool) -> str:
       <joint name="yaw" type="hinge" axis="0 0 1" damping=".05" armature=".01"/>
       <geom type="box" size=".018 .06 .012" pos="0 0 .075" mass=".4" contype="0" conaffinity="0"
             rgba="{numbers(_PALM_COLOR)} 1"/>
-      {cameras}{fingers}
+      {mounted}
     </body>"""
+
+
+GRIPPER = Robot(
+    body=_gripper,
+    actuators="".join(f'<position joint="{axis}" kp="400" kv="30"/>' for axis in "xyz")
+    + '<position joint="yaw" kp="10" kv=".8"/>',
+)
 
 
 def _finger(name: str, side: int, is_flat: bool) -> str:

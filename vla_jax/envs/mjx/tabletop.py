@@ -29,7 +29,7 @@ STATE_NAMES = (
 )
 TRANSLATION_STEP = 0.02  # metres per control step at action 1
 YAW_STEP = 0.1  # radians per control step at action 1
-_WORKSPACE_LOW, _WORKSPACE_HIGH = (-0.2, -0.2, 0.012, -1.8), (0.2, 0.2, 0.2, 1.8)
+WORKSPACE_LOW, WORKSPACE_HIGH = (-0.2, -0.2, 0.012, -1.8), (0.2, 0.2, 0.2, 1.8)
 _LEASH = (0.06, 0.06, 0.06, 0.3)  # how far the target may run ahead of the hand
 
 
@@ -95,15 +95,15 @@ class TablePhysics(struct.PyTreeNode):
 
     qpos: Float[Array, "q"]
     qvel: Float[Array, "v"]
-    target: Float[Array, "4"]  # x, y, z in metres and yaw in radians the hand is driven to
+    target: Float[Array, "t"]  # of the gripper: x, y, z in metres and yaw in radians the hand is driven to
     grip: Float[Array, ""]  # 1 closed, 0 open
     fixtures: Float[Array, "p 2"]  # metres
     variation: Variation
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled(scene: scenes.Scene) -> scenes.SceneModel:
-    return scenes.compile_scene(scene)
+def _compiled(scene: scenes.Scene, robot: scenes.Robot) -> scenes.SceneModel:
+    return scenes.compile_scene(scene, robot)
 
 
 class TabletopEnv:
@@ -113,24 +113,29 @@ class TabletopEnv:
     radians, and `grip_command` 0 or 1. `env_state` gives what a critic or a debugger may see besides.
     """
 
-    def __init__(self, config: TabletopConfig, prompts: PromptTable):
+    action_names: tuple[str, ...] = ACTION_NAMES
+    state_names: tuple[str, ...] = STATE_NAMES
+    robot = scenes.GRIPPER
+
+    def __init__(self, config: TabletopConfig, prompts: PromptTable, task: Task | None = None, suite: str = "tabletop"):
+        """`task` and `suite` are for other robots; here the config names the task."""
         if prompts.tokens.shape[0] != len(config.instructions):
             raise errors.ConfigError(
-                f"prompts of tabletop/{config.task}",
+                f"prompts of {suite}/{config.task}",
                 expected=f"{len(config.instructions)} rows, one per config.instructions",
                 found=f"{prompts.tokens.shape[0]} rows",
             )
         self.config, self.prompts = config, jax.tree.map(jnp.asarray, prompts)
-        self.task: Task = TASKS[config.task]
-        self.model = _compiled(self.task.scene)
+        self.task: Task = task or TASKS[config.task]
+        self.model = _compiled(self.task.scene, self.robot)
         self._renderers = make_renderers(self.model, self.task.scene, config.image_size)
         self._goal_object = jnp.array([goal.object for goal in self.task.goals])
         self._goal_target = jnp.array([goal.target for goal in self.task.goals])
         self.spec = EnvSpec(
-            name=f"tabletop/{config.task}",
+            name=f"{suite}/{config.task}",
             instructions=config.instructions,
-            action_names=ACTION_NAMES,
-            state_names=STATE_NAMES,
+            action_names=self.action_names,
+            state_names=self.state_names,
             cameras={name: (config.image_size, config.image_size) for name in self._renderers},
             episode_length=config.episode_length or self.task.episode_length,
             control_hz=scenes.CONTROL_HZ,
@@ -149,10 +154,11 @@ class TabletopEnv:
         hand = jax.random.uniform(
             hand_key, (4,), minval=jnp.array([-0.06, -0.06, 0.11, -0.2]), maxval=jnp.array([0.06, 0.06, 0.15, 0.2])
         )
+        joints, target = self._robot_at(hand)
         physics = TablePhysics(
-            qpos=jnp.concatenate([*objects, hand, jnp.full(2, scenes.FINGER_OPEN)]),
+            qpos=jnp.concatenate([*objects, joints, jnp.full(2, scenes.FINGER_OPEN)]),
             qvel=jnp.zeros(self.model.physics.nv),
-            target=hand,
+            target=target,
             grip=jnp.zeros(()),
             fixtures=places[num_objects:],
             variation=self._draw_variation(variation_key),
@@ -170,7 +176,7 @@ class TabletopEnv:
         )
         return state.replace(info=self._info(self.view(state)))
 
-    def step(self, state: EnvState, action: Float[Array, "5"]) -> EnvState:
+    def step(self, state: EnvState, action: Float[Array, "a"]) -> EnvState:
         """One control step of 0.05 s; see the module for the action."""
         stepped = state.replace(physics=self._drive(state.physics, jnp.clip(action, -1, 1)))
         view = self.view(stepped)
@@ -190,13 +196,10 @@ class TabletopEnv:
     def observe(self, state: EnvState) -> Observation:
         """Renders both cameras."""
         images = {name: rendering.rgb for name, rendering in self.render(state).items()}
-        view = self.view(state)
-        lag = view.target - jnp.append(view.hand, view.yaw)
-        facing = jnp.stack([jnp.sin(view.yaw), jnp.cos(view.yaw)])
         return Observation(
             images=images,
             image_mask={name: jnp.ones((), bool) for name in images},
-            state=jnp.concatenate([view.hand, facing, view.fingers, lag, view.grip[None]]),
+            state=self._robot_state(state),
             prompt=self.prompts.tokens[state.instruction],
             prompt_mask=self.prompts.mask[state.instruction],
         )
@@ -230,11 +233,9 @@ class TabletopEnv:
             objects=objects[:, :3],
             object_yaw=jnp.arctan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z)),
             fixtures=physics.fixtures,
-            hand=robot[:3],
-            yaw=robot[3],
-            fingers=robot[4:6],
+            **self._robot_view(robot[:-2], physics.target),
+            fingers=robot[-2:],
             grip=physics.grip,
-            target=physics.target,
             goal_object=self._goal_object[state.instruction],
             goal_target=self._goal_target[state.instruction],
         )
@@ -248,7 +249,7 @@ class TabletopEnv:
             [
                 physics.qpos,
                 physics.qvel,
-                view.target,
+                physics.target,
                 view.grip[None],
                 relative.ravel(),
                 view.fixtures.ravel(),
@@ -257,16 +258,35 @@ class TabletopEnv:
             ]
         )
 
-    def _drive(self, physics: TablePhysics, action: Float[Array, "5"]) -> TablePhysics:
-        num_objects = len(self.task.scene.objects)
-        hand = physics.qpos[7 * num_objects :][:4]
+    def _robot_at(self, hand: Float[Array, "4"]) -> tuple[Float[Array, "j"], Float[Array, "t"]]:
+        """Joints and drive target that put the hand at x, y, z, yaw."""
+        return hand, hand
+
+    def _robot_view(self, joints: Float[Array, "j"], target: Float[Array, "t"]) -> dict[str, Array]:
+        """The robot's part of a View."""
+        return {"hand": joints[:3], "yaw": joints[3], "target": target}
+
+    def _robot_state(self, state: EnvState) -> Float[Array, "s"]:
+        """What the policy may know of its own body; see STATE_NAMES."""
+        view = self.view(state)
+        lag = view.target - jnp.append(view.hand, view.yaw)
+        facing = jnp.stack([jnp.sin(view.yaw), jnp.cos(view.yaw)])
+        return jnp.concatenate([view.hand, facing, view.fingers, lag, view.grip[None]])
+
+    def _aim(self, joints, target, action) -> tuple[Float[Array, "t"], Float[Array, "u"]]:
+        """The next drive target and the arm's controls."""
         scale = jnp.array([TRANSLATION_STEP] * 3 + [YAW_STEP])
-        target = jnp.clip(physics.target + scale * action[:4], jnp.array(_WORKSPACE_LOW), jnp.array(_WORKSPACE_HIGH))
-        target = jnp.clip(target, hand - jnp.array(_LEASH), hand + jnp.array(_LEASH))
-        grip = (action[4] > 0).astype(jnp.float32)
+        target = jnp.clip(target + scale * action[:4], jnp.array(WORKSPACE_LOW), jnp.array(WORKSPACE_HIGH))
+        target = jnp.clip(target, joints - jnp.array(_LEASH), joints + jnp.array(_LEASH))
+        return target, target
+
+    def _drive(self, physics: TablePhysics, action: Float[Array, "a"]) -> TablePhysics:
+        joints = physics.qpos[7 * len(self.task.scene.objects) : -2]
+        target, arm = self._aim(joints, physics.target, action)
+        grip = (action[-1] > 0).astype(jnp.float32)
         width = (1 - grip) * jnp.full(2, scenes.FINGER_OPEN)
         model = self._randomized_model(physics.variation)
-        data = self.model.initial.replace(qpos=physics.qpos, qvel=physics.qvel, ctrl=jnp.concatenate([target, width]))
+        data = self.model.initial.replace(qpos=physics.qpos, qvel=physics.qvel, ctrl=jnp.concatenate([arm, width]))
         if self.model.physics.nmocap:
             data = data.replace(mocap_pos=scenes.on_table(physics.fixtures))
         data = scenes.substeps(model, data, scenes.SUBSTEPS)
