@@ -271,7 +271,8 @@ class LiberoSim:
         self.close()
         backend = self.render.backend if self.render else "egl"
         os.environ.setdefault("MUJOCO_GL", backend)
-        # Mesa's threads save a quarter of a frame's time on an idle machine and cost more under load: workers fill cores.
+        # Mesa's threads save a quarter of a frame's time on an idle machine and cost more under load: workers fill the
+        # cores.
         os.environ.setdefault("LP_NUM_THREADS", "1")
         with _quiet():
             from libero.libero.envs.env_wrapper import ControlEnv
