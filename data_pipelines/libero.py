@@ -17,6 +17,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import json
 import multiprocessing
 import shutil
 import sys
@@ -116,6 +117,7 @@ class Attempt:
 def generate(config: GenerateConfig, progress: Progress = print) -> Path:
     """Make the parts that are missing, then the dataset; returns its version folder. Resumable at every episode."""
     _require_new(config.out)
+    _require_same_options(config)
     mark = fingerprint.take([config.suite], config.render)
     done: list[Path] = []
     for task in config.tasks:
@@ -212,6 +214,22 @@ def _render(reflections: bool, backend: Backend) -> RenderOptions:
         jpeg_quality=libero_records.JPEG_QUALITY,
         backend=backend,
     )
+
+
+def _require_same_options(config: GenerateConfig) -> None:
+    """Parts of an interrupted run may only be joined by parts made in the same way."""
+    path = config.out / "parts" / "options.json"
+    options = {name: manifest.plain(getattr(config, name)) for name in ("suite", "expert", "render")}
+    made_with = json.loads(path.read_text()) if path.exists() else options
+    if made_with != json.loads(json.dumps(options)):
+        raise errors.DataError(
+            f"{path.parent} holds episodes made with other options",
+            expected=made_with,
+            found=options,
+            fix="repeat those options, or delete the parts",
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(options, indent=1) + "\n")
 
 
 def _require_new(out: Path) -> None:

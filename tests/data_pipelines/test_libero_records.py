@@ -192,6 +192,14 @@ def test_generation_takes_the_first_seeds_that_succeed_and_resumes(tmp_path, mon
     assert len(libero._collect(more, 2, progress=lambda line: None)) == 3 and tried == [10, 11, 12, 13, 14, 15]
 
 
+def test_parts_made_with_other_options_are_not_mixed_in(tmp_path):
+    config = libero.GenerateConfig(tmp_path, episodes=2)
+    libero._require_same_options(config)
+    libero._require_same_options(dataclasses.replace(config, episodes=5, tasks=(4,), workers=2))
+    with pytest.raises(errors.DataError, match="made with other options"):
+        libero._require_same_options(dataclasses.replace(config, reflections=True))
+
+
 def test_an_expert_that_keeps_failing_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(libero, "make_attempt", lambda config, attempt: attempt)
     with pytest.raises(errors.DataError, match="2 successes in 16 attempts"):

@@ -99,7 +99,7 @@ def load(path: str | Path) -> Fingerprint:
 
 
 def take(suites: Sequence[str], render: RenderOptions) -> Fingerprint:
-    """Start the simulator and look at the golden state of every suite (10 to 20 s each, most of it imports and textures)."""
+    """Start the simulator and look at the golden state of every suite: 10 to 20 s each, mostly imports and textures."""
     golden: dict[str, GoldenFrame] = {}
     renderer = ""
     for suite in suites:
