@@ -77,6 +77,9 @@ class Scene:
         axis[2] = 0
         return axis / np.linalg.norm(axis)
 
+    def finger_gap(self) -> float:
+        return float(np.linalg.norm(self.data.xpos[self._left] - self.data.xpos[self._right]))
+
     def is_body(self, name: str) -> bool:
         return name in self.env.obj_body_id
 
@@ -231,7 +234,7 @@ class ScriptedExpert:
         yield from self._servo(high, rotation, OPEN, tolerance=0.03, rotation_tolerance=0.2)
         yield from self._servo(hover, rotation, OPEN, tolerance=0.015)
         yield from self._servo(grasp.position, rotation, OPEN, tolerance=0.006, limit=35, speed=0.6)
-        yield from self._hold(6, CLOSE, rotation, grasp.position)
+        yield from self._close(rotation, grasp.position)
 
     def _lower(self, relation: str, name: str, carrier: str, target: Vector, top: float, rotation: Rotation) -> Phase:
         flat, lowest = self._above(target, name), -self._hang(name)
@@ -269,6 +272,15 @@ class ScriptedExpert:
             if stop is not None and stop():
                 return
             yield self._towards(error, turn, gripper, speed)
+
+    def _close(self, rotation: Rotation, position: Vector) -> Phase:
+        """Close until the fingers rest: at once on a can, after 10 steps on the rim of a bowl."""
+        gap = np.inf
+        for step in range(14):
+            previous, gap = gap, self.scene.finger_gap()
+            if step >= 6 and previous - gap < 5e-4:
+                return
+            yield from self._hold(1, CLOSE, rotation, position)
 
     def _hold(self, steps: int, gripper: float, rotation: Rotation, position: Vector) -> Phase:
         for _ in range(steps):
