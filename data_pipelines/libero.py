@@ -23,7 +23,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
@@ -117,7 +117,7 @@ class Attempt:
 def generate(config: GenerateConfig, progress: Progress = print) -> Path:
     """Make the parts that are missing, then the dataset; returns its version folder. Resumable at every episode."""
     _require_new(config.out)
-    _require_same_options(config)
+    made_with = _made_with(config)
     mark = fingerprint.take([config.suite], config.render)
     done: list[Path] = []
     for task in config.tasks:
@@ -126,7 +126,7 @@ def generate(config: GenerateConfig, progress: Progress = print) -> Path:
         f"Scripted demonstrations on the official tasks {list(config.tasks)} of {config.suite}, not the official "
         "demonstrations. Initial states were drawn for training; no-ops are filtered as OpenVLA does."
     )
-    metadata = {"config": manifest.plain(config), "fingerprint": mark.to_json()}
+    metadata = {"config": manifest.plain(config), "made_with": made_with, "fingerprint": mark.to_json()}
     mark.save(config.out / "fingerprint.json")
     episodes = (libero_records.load_part(part) for part in done)
     folder = libero_records.write_dataset(config.out, episodes, description=description, metadata=metadata)
@@ -216,20 +216,24 @@ def _render(reflections: bool, backend: Backend) -> RenderOptions:
     )
 
 
-def _require_same_options(config: GenerateConfig) -> None:
-    """Parts of an interrupted run may only be joined by parts made in the same way."""
-    path = config.out / "parts" / "options.json"
+def _made_with(config: GenerateConfig) -> dict[str, Any]:
+    """Options and code of the first run, written beside the parts. Raises DataError where this run's options differ:
+    parts of an interrupted run may only be joined by parts made in the same way."""
+    path = config.out / "parts" / "made_with.json"
     options = {name: manifest.plain(getattr(config, name)) for name in ("suite", "expert", "render")}
-    made_with = json.loads(path.read_text()) if path.exists() else options
-    if made_with != json.loads(json.dumps(options)):
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made_with = {"options": options, "git": manifest.git_state(Path(__file__).parent)}
+        path.write_text(json.dumps(made_with, indent=1) + "\n")
+    made_with = json.loads(path.read_text())
+    if made_with["options"] != json.loads(json.dumps(options)):
         raise errors.DataError(
             f"{path.parent} holds episodes made with other options",
-            expected=made_with,
+            expected=made_with["options"],
             found=options,
             fix="repeat those options, or delete the parts",
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(options, indent=1) + "\n")
+    return made_with
 
 
 def _require_new(out: Path) -> None:

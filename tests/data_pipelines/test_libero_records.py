@@ -194,10 +194,10 @@ def test_generation_takes_the_first_seeds_that_succeed_and_resumes(tmp_path, mon
 
 def test_parts_made_with_other_options_are_not_mixed_in(tmp_path):
     config = libero.GenerateConfig(tmp_path, episodes=2)
-    libero._require_same_options(config)
-    libero._require_same_options(dataclasses.replace(config, episodes=5, tasks=(4,), workers=2))
+    first = libero._made_with(config)
+    assert first == libero._made_with(dataclasses.replace(config, episodes=5, tasks=(4,), workers=2))
     with pytest.raises(errors.DataError, match="made with other options"):
-        libero._require_same_options(dataclasses.replace(config, reflections=True))
+        libero._made_with(dataclasses.replace(config, reflections=True))
 
 
 def test_an_expert_that_keeps_failing_is_reported(tmp_path, monkeypatch):
