@@ -4,4 +4,4 @@ from vla_jax.core import runtime as _runtime
 
 __version__ = "0.1.0"
 
-_runtime.avoid_slow_cpu_kernels()
+_runtime.avoid_broken_cpu_defaults()

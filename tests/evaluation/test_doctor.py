@@ -5,6 +5,7 @@ import json
 import pytest
 import rich.console
 
+from vla_jax.core import runtime
 from vla_jax.evaluation import doctor
 
 
@@ -28,12 +29,14 @@ def test_the_cpu_kernels_are_right_once_vla_jax_is_imported():
     assert by_name(doctor.doctor())["CPU kernels"].status == "ok"
 
 
-def test_a_slow_jaxlib_without_the_flag_is_told(monkeypatch):
-    monkeypatch.setattr(doctor.metadata, "version", lambda name: "0.10.2")
-    monkeypatch.setenv("XLA_FLAGS", "")
-    (check,) = doctor._cpu_kernels()
-    assert check.status == "warn" and "XLA_FLAGS=" in check.fix
+def test_a_jaxlib_that_needs_flags_it_did_not_get_is_told(monkeypatch):
+    monkeypatch.setattr(runtime.metadata, "version", lambda name: "0.10.2")
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+    (check,) = doctor._cpu_kernels()
+    assert check.status == "warn" and "concurrency_optimized_scheduler=false" in check.fix
+    assert "fusion" not in check.fix  # what the user set is left alone
+    monkeypatch.setattr(runtime, "_backend_is_live", lambda: False)
+    runtime.avoid_broken_cpu_defaults()
     assert next(iter(doctor._cpu_kernels())).status == "ok"
 
 

@@ -5,27 +5,34 @@ import warnings
 from importlib import metadata
 from pathlib import Path
 
-_FUSION_EMITTERS = "xla_cpu_use_fusion_emitters"
+# Defaults of jaxlib's CPU back end that MJX cannot live with, both measured on jaxlib 0.10.2 with two cores:
+# fused kernel emitters take 1.1 s for vmapped kinematics at batch 32, the older ones 1.6 ms;
+# the concurrent scheduler of thunks hangs for ever in the first or second long rollout, the plain one ran 25 of 25.
+_CPU_FLAGS = ("xla_cpu_use_fusion_emitters", "xla_cpu_enable_concurrency_optimized_scheduler")
 _COMPILE_CACHE = "VLA_JAX_COMPILE_CACHE"
 
 
-def avoid_slow_cpu_kernels() -> None:
-    """Turn off the CPU fusion emitters of jaxlib 0.7 to 0.11, which make batched MJX kinematics 1,000 times slower.
-
-    Measured at batch 32: 1.1 s per call with them, 1.6 ms without; jaxlib 0.12 is fast either way. XLA reads the flag
-    when it makes its first CPU client, so importing `vla_jax` before the first computation is enough. A value the user
-    set is left alone.
-    """
+def missing_cpu_flags() -> list[str]:
+    """The XLA flags this jaxlib needs on a CPU and the environment does not mention; later jaxlibs need none."""
     version = tuple(int(part) for part in metadata.version("jaxlib").split(".")[:2])
     flags = os.environ.get("XLA_FLAGS", "")
-    if not (0, 7) <= version < (0, 12) or _FUSION_EMITTERS in flags:
+    return [f"--{name}=false" for name in _CPU_FLAGS if version < (0, 12) and name not in flags]
+
+
+def avoid_broken_cpu_defaults() -> None:
+    """Set the flags without which MJX is slow or hangs on the CPU; flags the user set are left alone.
+
+    XLA reads them when it makes its first CPU client, so importing `vla_jax` before the first computation is enough.
+    """
+    missing = missing_cpu_flags()
+    if not missing:
         return
-    os.environ["XLA_FLAGS"] = f"{flags} --{_FUSION_EMITTERS}=false".strip()
+    os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *missing]).strip()
     if _backend_is_live():
         warnings.warn(
-            f"JAX computed something before vla_jax was imported, so jaxlib {metadata.version('jaxlib')} keeps its "
-            f"slow CPU kernels: MJX simulation may be 1,000 times slower. Import vla_jax first, or set "
-            f"XLA_FLAGS=--{_FUSION_EMITTERS}=false.",
+            f"JAX computed something before vla_jax was imported, so jaxlib {metadata.version('jaxlib')} keeps CPU "
+            f"defaults with which MJX simulation is slow or hangs. Import vla_jax first, or set "
+            f'XLA_FLAGS="{" ".join(missing)}".',
             stacklevel=3,
         )
 

@@ -144,18 +144,16 @@ def _idle_accelerator() -> tuple[str, str] | None:
 
 
 def _cpu_kernels() -> Iterable[Check]:
-    version = tuple(int(part) for part in metadata.version("jaxlib").split(".")[:2])
-    if not (0, 7) <= version < (0, 12):
-        yield Check("CPU kernels", "ok", "this jaxlib has no slow spot in batched simulation")
-    elif "xla_cpu_use_fusion_emitters=false" in os.environ.get("XLA_FLAGS", "").lower():
-        yield Check("CPU kernels", "ok", "fusion emitters are off, as this jaxlib needs for fast simulation")
-    else:
+    missing = runtime.missing_cpu_flags()
+    if missing:
         yield Check(
             "CPU kernels",
             "warn",
-            "fusion emitters are on: batched simulation is up to 1,000 times slower on this jaxlib",
-            "import vla_jax before jax computes, or set XLA_FLAGS=--xla_cpu_use_fusion_emitters=false",
+            "with this jaxlib's defaults batched simulation is slow or hangs",
+            f'import vla_jax before jax computes, or set XLA_FLAGS="{" ".join(missing)}"',
         )
+    else:
+        yield Check("CPU kernels", "ok", "nothing of this jaxlib slows or stops batched simulation")
 
 
 def _packages() -> Iterable[Check]:

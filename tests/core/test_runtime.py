@@ -1,0 +1,35 @@
+"""What importing vla_jax does to a process, seen from a fresh one."""
+
+import os
+import subprocess
+import sys
+
+CODE = "{first}; import vla_jax, os; print(os.environ.get('XLA_FLAGS', ''))"
+
+
+def run(first="pass", **environment):
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | environment
+    code = CODE.format(first=first)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+
+
+def needs_flags():
+    import jaxlib
+
+    return tuple(map(int, jaxlib.__version__.split(".")[:2])) < (0, 12)
+
+
+def test_a_jaxlib_that_needs_flags_gets_them_and_no_other_does():
+    flags = run().stdout
+    assert ("fusion_emitters=false" in flags) == needs_flags()
+    assert ("concurrency_optimized_scheduler=false" in flags) == needs_flags()
+
+
+def test_what_the_user_set_is_kept():
+    flags = run(XLA_FLAGS="--xla_cpu_use_fusion_emitters=true").stdout
+    assert "fusion_emitters=true" in flags and "fusion_emitters=false" not in flags
+
+
+def test_too_late_an_import_is_said():
+    late = run("import jax; jax.numpy.zeros(1).block_until_ready()").stderr
+    assert ("Import vla_jax first" in late) == needs_flags()
