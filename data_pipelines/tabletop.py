@@ -17,11 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tensorflow_datasets as tfds
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
+from data_pipelines.recorder import Recorder
 from vla_jax.core import errors, keys
 from vla_jax.core.types import PromptTable
-from vla_jax.data.features import Episode, demonstration_flags, episode_features
+from vla_jax.data.features import Episode, episode_features
 from vla_jax.data.rlds import load_info
 from vla_jax.data.rlds_writer import FileFormat, RldsWriter
 from vla_jax.data.schema import DatasetConfig
@@ -34,7 +35,6 @@ Progress = Callable[[int, int], None]  # (episodes written, episodes wanted)
 GRIP = "grip"  # the action entry that is a command, not a displacement
 
 _LEAST_SUCCESS_RATE = 0.05  # below it the expert is broken, and waiting for enough episodes would take for ever
-_FRAMES_PER_RENDER = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +80,7 @@ def generate(folder: str | Path, config: TabletopDataConfig, progress: Progress 
     episode is written. Raises DataError when `folder` holds something else, EnvError when an expert hardly succeeds.
     """
     folder = Path(folder)
-    if _is_finished(folder, config):
+    if is_finished(folder, config.hash):
         return folder
     total = config.episodes_per_task * len(config.tasks)
     spec = config.env(config.tasks[0]).spec
@@ -139,36 +139,20 @@ def dataset_config(folder: str | Path, action_horizon: int, history: int = 1) ->
 
 
 class Collector:
-    """Runs an expert in many copies of one environment: physics first, then pictures of the frames worth keeping."""
+    """Runs an expert in many copies of one environment and records the successes."""
 
     def __init__(self, env: Env, act: Act, noise_max: float, batch_size: int):
         self._env, self._act, self._noise_max, self._batch_size = env, act, noise_max, batch_size
         self._has_noise = np.array([name != GRIP for name in env.spec.action_names], np.float32)
         self._rollout = jax.jit(jax.vmap(self._one))
-        self._observe = jax.jit(self._observe_frames)
+        self._recorder = Recorder(env)
 
     def successes(self, key: Key[Array, ""]) -> tuple[list[Episode], list[int]]:
         """The successful ones of a batch of episodes, in order, and their places in the batch."""
         states, actions, noise_std, success = self._rollout(jax.random.split(key, self._batch_size))
         kept = np.flatnonzero(success)
-        lengths = np.asarray((~states.done).sum(axis=1))  # states before each action; done ones were not acted in
-        instructions = np.asarray(states.instruction[:, 0])
-        num_steps = self._env.spec.episode_length
-        frames = [i * num_steps + np.arange(lengths[i]) for i in kept]
-        images, robot_states = self._render(states, np.concatenate([*frames, np.zeros(0, np.int64)]).astype(np.int64))
-        episodes, start = [], 0
-        for i in kept:
-            rows = slice(start, start + lengths[i])
-            start = rows.stop
-            steps = {
-                **{f"observation/{camera}": pictures[rows] for camera, pictures in images.items()},
-                "observation/state": robot_states[rows],
-                "action": np.asarray(actions[i, : lengths[i]]),
-                "language_instruction": self._env.spec.instructions[instructions[i]],
-                **demonstration_flags(int(lengths[i])),
-            }
-            episodes.append(Episode(steps, {"episode_metadata/noise_std": noise_std[i]}))
-        return episodes, kept.tolist()
+        metadata = [{"episode_metadata/noise_std": std} for std in np.asarray(noise_std)[kept]]
+        return self._recorder.episodes(states, actions, kept, metadata), kept.tolist()
 
     def _one(self, key: Key[Array, ""]) -> tuple[EnvState, Float[Array, "t a"], Float[Array, ""], Array]:
         """One episode: the state before every step, the expert's action there, the noise level, success."""
@@ -183,20 +167,6 @@ class Collector:
         noise_keys = jax.random.split(noise_key, self._env.spec.episode_length)
         last, (states, actions) = jax.lax.scan(step, self._env.reset(reset_key), noise_keys)
         return states, actions, noise_std, last.success
-
-    def _render(self, states: EnvState, frames: Int[np.ndarray, "n"]) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Observations of some of the `b t` states, numbered through, a fixed number per call of one program."""
-        padded = np.resize(frames, -(-len(frames) // _FRAMES_PER_RENDER) * _FRAMES_PER_RENDER)
-        pieces = [jax.device_get(self._observe(states, part)) for part in padded.reshape(-1, _FRAMES_PER_RENDER)]
-        if not pieces:
-            return {}, np.zeros((0, self._env.spec.state_dim), np.float32)
-        images, robot_states = jax.tree.map(lambda *parts: np.concatenate(parts)[: len(frames)], *pieces)
-        return images, robot_states
-
-    def _observe_frames(self, states: EnvState, frames: Int[Array, "n"]):
-        chosen = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[frames], states)
-        observation = jax.vmap(self._env.observe)(chosen)
-        return observation.images, observation.state
 
 
 def _successes(config: TabletopDataConfig, task: str) -> Iterator[Episode]:
@@ -227,14 +197,15 @@ def _successes(config: TabletopDataConfig, task: str) -> Iterator[Episode]:
             )
 
 
-def _is_finished(folder: Path, config: TabletopDataConfig) -> bool:
+def is_finished(folder: Path, config_hash: str) -> bool:
+    """Whether `folder` holds the dataset of this config. Raises DataError when it holds another."""
     if not (folder / "dataset_info.json").is_file():
         return False
     found = load_info(folder).metadata.get("config_hash")
-    if found != config.hash:
+    if found != config_hash:
         raise errors.DataError(
             f"{folder}: holds a dataset of another config",
-            expected=f"config hash {config.hash}",
+            expected=f"config hash {config_hash}",
             found=f"{found}; its metadata.json has the config",
             fix="choose another folder, or delete this one",
         )

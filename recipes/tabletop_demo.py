@@ -7,6 +7,9 @@
 What to expect is in results/demo and docs/demo.md.
 """
 
+import dataclasses
+
+from data_pipelines.rollouts import RolloutDataConfig
 from data_pipelines.tabletop import TabletopDataConfig
 from vla_jax.data.schema import DatasetConfig
 from vla_jax.envs.mjx.tabletop import ACTION_NAMES, STATE_NAMES, TabletopConfig
@@ -81,6 +84,33 @@ def finetune(folder: str = FOLDER, seed: int = 0) -> Recipe:
         text=base.text,
         # one decision in each of 64 environments, then 8 rounds of one critic and one edit update
         replay=ReplayConfig(num_envs=64, capacity=60_000, warmup_decisions=40, rounds=8, critic_updates=1, seed=seed),
+        start_from=f"{folder}/imitation",
+    )
+
+
+def best_of_n(folder: str = FOLDER, seed: int = 0) -> Recipe:
+    """The arm without edits: the same critic only chooses among the base policy's samples."""
+    recipe = finetune(folder, seed)
+    learner = dataclasses.replace(recipe.learner, edited=False)
+    return dataclasses.replace(recipe, name="tabletop_demo/best_of_n", learner=learner)
+
+
+def rollouts(folder: str = FOLDER, seed: int = 0) -> RolloutDataConfig:
+    """Episodes of the imitation policy; about as many control steps as fine-tuning takes."""
+    return RolloutDataConfig(f"{folder}/imitation", num_episodes=2560, seed=seed)
+
+
+def filtered_imitation(folder: str = FOLDER, seed: int = 0) -> Recipe:
+    """The arm without a critic: imitation goes on, on the demonstrations and the policy's own successes."""
+    base = imitation(folder, seed)
+    steps = 1200
+    own = dataclasses.replace(base.data.datasets[0], path=f"{folder}/rollouts/1.0.0")
+    return dataclasses.replace(
+        base,
+        name="tabletop_demo/filtered_imitation",
+        optimizer=dataclasses.replace(base.optimizer, peak_lr=5e-4, decay_steps=steps),
+        fit=dataclasses.replace(base.fit, num_train_steps=steps),
+        data=dataclasses.replace(base.data, datasets=(*base.data.datasets, own)),
         start_from=f"{folder}/imitation",
     )
 

@@ -67,9 +67,9 @@ def train(arguments: list[str]) -> None:
 def evaluate(arguments: list[str]) -> None:
     """Success rate with its interval, appended to results/; the recipe inside the checkpoint says where."""
     from vla_jax import experiment
-    from vla_jax.evaluation import manifest, results
+    from vla_jax.evaluation import results
     from vla_jax.training import trained
-    from vla_jax.training.recipe import EvaluationConfig, to_plain
+    from vla_jax.training.recipe import EvaluationConfig
 
     name, rest = _positional(arguments, "eval", "CHECKPOINT")
     policy = trained.load(name)
@@ -91,19 +91,10 @@ def evaluate(arguments: list[str]) -> None:
             status.update(f"{done} of {total} episodes, {successes} succeeded")
 
         by_env = experiment.evaluate(policy, config, swap_instructions=options.swap_instructions, progress=show)
-    seeds = [policy.recipe.fit.seed, config.seed]
-    account = manifest.manifest(seeds=seeds, recipe=to_plain(policy.recipe), renderer="vla_jax.envs.mjx.renderer")
+    suffix = "/swapped_instructions" if options.swap_instructions else ""
     entries = [
-        results.from_episodes(
-            episodes,
-            table=options.table,
-            row=options.row,
-            cell=f"{env_name}{'/swapped_instructions' if options.swap_instructions else ''}",
-            seed=policy.recipe.fit.seed,
-            env_name=env_name,
-            manifest=account,
-        )
-        for env_name, episodes in by_env.items()
+        experiment.entry(policy, name, episodes, table=options.table, row=options.row, cell=f"{name}{suffix}")
+        for name, episodes in by_env.items()
     ]
     (path,) = results.append(Path(options.results), options.run, entries)
     for entry in entries:

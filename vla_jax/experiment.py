@@ -15,15 +15,18 @@ from vla_jax.data.demonstrations import compute_statistics
 from vla_jax.data.loader import Loader
 from vla_jax.envs.base import Env
 from vla_jax.envs.mjx.tabletop import TabletopConfig
+from vla_jax.evaluation import manifest, results
 from vla_jax.evaluation.rollouts import Episodes, Progress, Rollout, swapped_instructions
 from vla_jax.learners.base import Learner, LearnerState
 from vla_jax.learners.expo import EXPOConfig
 from vla_jax.training import trained
 from vla_jax.training.fit import Evaluate, FitResult, fit
 from vla_jax.training.online import ReplaySource
-from vla_jax.training.recipe import EvaluationConfig, Recipe
+from vla_jax.training.recipe import EvaluationConfig, Recipe, to_plain
 from vla_jax.training.sources import DatasetSource, Source
 from vla_jax.training.trained import Edges, TrainedPolicy
+
+RENDERER = "vla_jax.envs.mjx.renderer"
 
 
 def train(recipe: Recipe, run_dir: str | Path, *, quiet: bool = False) -> FitResult:
@@ -90,6 +93,19 @@ def evaluate(
             policy.params, key, config.num_episodes, config.batch_size, progress=show
         )
     return found
+
+
+def entry(
+    policy: TrainedPolicy, env_name: str, episodes: Episodes, *, table: str, row: str, cell: str
+) -> results.Entry:
+    """One evaluation as a cell of a table, with everything a rerun needs."""
+    recipe = policy.recipe
+    account = manifest.manifest(
+        seeds=[recipe.fit.seed, recipe.evaluation.seed], recipe=to_plain(recipe), renderer=RENDERER
+    )
+    return results.from_episodes(
+        episodes, table=table, row=row, cell=cell, seed=recipe.fit.seed, env_name=env_name, manifest=account
+    )
 
 
 def rollout(

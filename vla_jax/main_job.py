@@ -23,7 +23,7 @@ from vla_jax import experiment
 from vla_jax.core import errors, progress
 from vla_jax.envs.mjx.scene import CONTROL_HZ
 from vla_jax.envs.mjx.tabletop import TabletopConfig
-from vla_jax.evaluation import charts, manifest, report, results, statistics
+from vla_jax.evaluation import charts, report, results, statistics
 from vla_jax.evaluation.rollouts import Episodes, Recording
 from vla_jax.training import trained
 from vla_jax.training.recipe import Recipe, to_plain
@@ -31,6 +31,7 @@ from vla_jax.training.recipe import Recipe, to_plain
 NUM_FILMS = 4
 _FILM_SIZE = 192  # pixels; policies see 64
 _FILM_STRIDE = 2  # control steps per frame
+ROWS = {"imitation": "imitation", "finetune": "fine_tuned"}  # training stage -> row of the table
 _TITLES = {"imitation": "imitation", "finetune": "reinforcement learning"}
 _SUMMARY = (
     "A policy that sees two cameras and reads an instruction learns tabletop/{task} from {count} scripted "
@@ -171,23 +172,11 @@ def _write_results_and_report(job: MainJob, records: dict[str, StageRecord]) -> 
         step_name="episodes",
     )
     entries, stages = [], [first]
-    for stage, row in (("imitation", "imitation"), ("finetune", "fine_tuned")):
-        recipe: Recipe = getattr(job, stage)
-        account = manifest.manifest(
-            seeds=[recipe.fit.seed, recipe.evaluation.seed],
-            recipe=to_plain(recipe),
-            renderer="vla_jax.envs.mjx.renderer",
-        )
+    for stage, row in ROWS.items():
         episodes = _load_episodes(_episodes_path(job, stage))
-        entry = results.from_episodes(
-            episodes,
-            table=job.name,
-            row=row,
-            cell="success_rate",
-            seed=recipe.fit.seed,
-            env_name=f"tabletop/{job.env.task}",
-            manifest=account,
-        )
+        env_name = f"tabletop/{job.env.task}"
+        policy = trained.load(folder / stage)
+        entry = experiment.entry(policy, env_name, episodes, table=job.name, row=row, cell="success_rate")
         entries.append(entry)
         shown = report.Stage(
             _TITLES[stage],

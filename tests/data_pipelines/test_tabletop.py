@@ -33,7 +33,7 @@ class Line:
             discount=jnp.ones(()),
             done=jnp.zeros((), bool),
             success=jnp.zeros((), bool),
-            info={},
+            info={"fixtures": jnp.zeros((0, 2))},  # an axis of length 0, as scenes without fixtures have
         )
 
     def step(self, state, action):

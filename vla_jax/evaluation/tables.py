@@ -198,10 +198,10 @@ _DEMO = TableSpec(
     title="Imitation, then online RL, on the embedded tabletop suite",
     columns=(_SUCCESS, Column("swapped_instructions", "success when told another instruction")),
     rows=(
-        Row("expert", "scripted expert (privileged state)"),
         Row("imitation", "imitation, flow policy"),
-        Row("best_of_n", "the same, best of n samples by the critic"),
-        Row("fine_tuned", "fine-tuned by online RL"),
+        Row("filtered_imitation", "and imitation of its own successes"),
+        Row("best_of_n", "or best of 8 samples by an online critic"),
+        Row("fine_tuned", "or EXPO: the critic's choice and a learned edit"),
     ),
     seeds=(0, 1, 2),
     episodes=256,
