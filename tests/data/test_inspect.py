@@ -3,7 +3,7 @@ import io
 import numpy as np
 from PIL import Image
 from rich.console import Console
-from toy_rlds import LENGTHS
+from tests.data.toy_rlds import LENGTHS
 
 from vla_jax.data.inspect import contact_sheet, inspect, statistics_table
 from vla_jax.data.normalization import FieldStatistics, Statistics

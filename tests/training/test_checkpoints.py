@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import toy_learner as toy
+from tests.training import toy_learner as toy
 from jax.sharding import PartitionSpec as P
 
 from vla_jax.core import errors
