@@ -4,7 +4,7 @@
     vla-jax train recipes/tabletop_vla.py --run runs/tabletop_vla/train
     vla-jax eval runs/tabletop_vla/train
 
-`quick` is the size that learns on two CPU cores in about two hours; what it reaches is in docs/demo.md.
+`quick` is the size that learns on two CPU cores in about an hour; what it reaches is in docs/demo.md.
 """
 
 from vla_jax.data.schema import DatasetConfig
@@ -33,7 +33,7 @@ def quick(seed: int = 0) -> Recipe:
         prompt_length=text.prompt_length,
     )
     decoder = FlowConfig(ACTION_HORIZON, len(ACTION_NAMES), loss_samples=4, clip_actions=True)
-    steps = 20_000
+    steps = 7_000
     dataset = DatasetConfig(
         DATASET,
         ACTION_HORIZON,
@@ -44,7 +44,7 @@ def quick(seed: int = 0) -> Recipe:
         name="tabletop_vla/quick",
         policy=PolicyConfig(backbone, decoder),
         learner=ImitationConfig(ema_decay=0.999),
-        optimizer=AdamW(peak_lr=1e-3, warmup_steps=500, decay_steps=steps, end_lr=5e-5),
+        optimizer=AdamW(peak_lr=1e-3, warmup_steps=300, decay_steps=steps, end_lr=5e-5),
         fit=FitConfig(num_train_steps=steps, log_every=100, checkpoint_every=1000, seed=seed),
         evaluation=EvaluationConfig(envs, EXECUTION_HORIZON, num_episodes=128),
         data=DataConfig((dataset,), batch_size=64, seed=seed),
