@@ -23,13 +23,14 @@ from vla_jax import experiment
 from vla_jax.core import errors, progress
 from vla_jax.envs.mjx.scene import CONTROL_HZ
 from vla_jax.envs.mjx.tabletop import TabletopConfig
-from vla_jax.evaluation import charts, report, results, statistics
+from vla_jax.evaluation import charts, picture, report, results, statistics
 from vla_jax.evaluation.rollouts import Episodes, Recording
 from vla_jax.training import trained
 from vla_jax.training.recipe import Recipe, to_plain
 
 NUM_FILMS = 4
 _FILM_SIZE = 192  # pixels; policies see 64
+_STRIP_LENGTH = 6  # frames of the picture
 _FILM_STRIDE = 2  # control steps per frame
 ROWS = {"imitation": "imitation", "finetune": "fine_tuned"}  # training stage -> row of the table
 _TITLES = {"imitation": "imitation", "finetune": "reinforcement learning"}
@@ -188,6 +189,7 @@ def _write_results_and_report(job: MainJob, records: dict[str, StageRecord]) -> 
         )
         stages.append(shown.with_episodes(episodes))
     results.append(folder / "results", "run", entries)
+    _draw(job, entries)
     report.write_report(
         folder,
         report.Report(
@@ -199,6 +201,17 @@ def _write_results_and_report(job: MainJob, records: dict[str, StageRecord]) -> 
             manifest=entries[-1].manifest,
         ),
     )
+
+
+def _draw(job: MainJob, entries: list[results.Entry]) -> None:
+    """The first filmed episode before and after, for a README."""
+    strips = []
+    for stage, entry in zip(ROWS, entries, strict=True):
+        films = _load_films(job, stage)
+        frames = picture.evenly(films.frames[0], int(films.num_frames[0]), _STRIP_LENGTH)
+        strips.append(picture.Strip(_TITLES[stage], frames, entry.mean, entry.interval, entry.episodes))
+    instruction = job.env.instructions[int(films.episodes.instruction[0])]
+    picture.draw(strips, f'"{instruction}"', Path(job.folder) / "picture.png")
 
 
 def _summary(job: MainJob, records: dict[str, StageRecord]) -> rich.table.Table:

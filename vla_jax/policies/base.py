@@ -61,12 +61,14 @@ class HasTokens(Protocol):
 def require(policy: object, *capabilities: type) -> None:
     """Raise ConfigError unless the policy (bound or its class) has all the capabilities a learner needs."""
     for capability in capabilities:
-        missing = sorted(name for name in capability.__protocol_attrs__ if not hasattr(policy, name))
+        # typing's own list of a protocol's members exists from Python 3.12 on
+        members = sorted(name for name in vars(capability) if not name.startswith("_"))
+        missing = [member for member in members if not hasattr(policy, member)]
         if missing:
             name = policy.__name__ if isinstance(policy, type) else type(policy).__name__
             raise errors.ConfigError(
                 f"policy {name} cannot be used by this learner",
-                expected=f"{capability.__name__}: {', '.join(sorted(capability.__protocol_attrs__))}",
+                expected=f"{capability.__name__}: {', '.join(members)}",
                 found=f"no {', '.join(missing)}",
                 fix="choose a policy with this capability (docs/architecture.md lists them)",
             )

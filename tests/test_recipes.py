@@ -1,0 +1,80 @@
+"""Every recipe in recipes/: it builds, it survives JSON, its policy and learner fit together. Nothing is allocated."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from vla_jax import cli
+from vla_jax.core import functional
+from vla_jax.core.types import Demonstrations, Observation
+from vla_jax.learners.expo import EXPO
+from vla_jax.training import recipe as recipes
+from vla_jax.training import trained
+
+FILES = sorted(path for path in (Path(__file__).parent.parent / "recipes").glob("*.py") if path.name != "__init__.py")
+BUILDERS = {
+    f"{path.stem}:{name}": build for path in FILES for name, build in cli.recipe_functions(cli._load_file(path)).items()
+}
+
+
+def demonstrations(recipe, batch_size=2):
+    backbone, decoder = recipe.policy.backbone, recipe.policy.decoder
+    images = {name: jnp.zeros((batch_size, *backbone.image_size, 3), jnp.uint8) for name in backbone.cameras}
+    prompt = jnp.zeros((batch_size, recipe.text.prompt_length), jnp.int32)
+    observation = Observation(
+        images,
+        {name: jnp.ones(batch_size, bool) for name in images},
+        jnp.zeros((batch_size, backbone.state_dim)),
+        prompt,
+        jnp.ones_like(prompt, bool),
+    )
+    actions = jnp.zeros((batch_size, decoder.action_horizon, decoder.action_dim))
+    return Demonstrations(observation, actions, jnp.ones_like(actions, bool), jnp.ones(batch_size))
+
+
+def test_there_are_recipes():
+    assert "tabletop_demo:imitation" in BUILDERS
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_a_recipe_survives_json(name):
+    recipe = BUILDERS[name]()
+    stored = json.loads(json.dumps(recipes.to_plain(recipe)))
+    assert recipes.from_plain(recipes.Recipe, stored) == recipe
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_the_learner_of_a_recipe_updates_and_acts(name):
+    recipe = BUILDERS[name]()
+    learner, batch = trained.make_learner(recipe), demonstrations(recipe)
+    state = jax.eval_shape(learner.init, jax.random.key(0), batch)
+    actor = jax.eval_shape(learner.actor, state)
+    actions, _ = jax.eval_shape(learner.act, actor, jax.random.key(0), batch.observation, ())
+    assert actions.shape[-1] == recipe.policy.decoder.action_dim
+    assert actions.shape[1] >= recipe.evaluation.execution_horizon
+    if not isinstance(learner, EXPO):  # an online learner's batch comes from its simulator: tests/test_main_job.py
+        after, metrics = jax.eval_shape(learner.update, state, jax.random.key(0), batch)
+        assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
+        assert "policy/loss" in metrics
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_every_token_of_the_instructions_is_known(name):
+    recipe = BUILDERS[name]()
+    tokenizer = recipe.text.tokenizer()
+    assert tokenizer.vocab_size == recipe.policy.backbone.vocab_size
+    for env in recipe.evaluation.envs:
+        for instruction in env.instructions:
+            assert tokenizer.encode(instruction, recipe.text.prompt_length)[1].any()
+
+
+def test_the_feature_width_of_expo_is_that_of_its_policy():
+    recipe = BUILDERS["tabletop_demo:finetune"]()
+    learner, batch = trained.make_learner(recipe), demonstrations(recipe)
+    _, params = functional.describe(recipe.policy.constructor())
+    embedded = jax.eval_shape(learner.embed, params, jax.random.key(0), batch.observation)
+    assert embedded.features.shape == (2, learner.feature_dim)
+    assert embedded.candidates.shape == (2, 8, 4, recipe.policy.decoder.action_dim)
