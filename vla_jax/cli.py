@@ -15,7 +15,7 @@ from vla_jax.core import errors
 
 USAGE = """\
 vla-jax train RECIPE[:FUNCTION] --run DIR [--FIELD VALUE ...]   train a recipe; the same command resumes
-vla-jax eval CHECKPOINT [--FIELD VALUE ...]                     judge a checkpoint by its recipe's evaluation
+vla-jax eval CHECKPOINT [--doctor] [--FIELD VALUE ...]          judge a checkpoint by its recipe's evaluation
 vla-jax compare RUN_A RUN_B                                     two evaluations, episode by episode
 vla-jax table NAME                                              a benchmark table from results/
 vla-jax data generate|inspect|stats ...                         demonstrations on disk
@@ -23,6 +23,7 @@ vla-jax doctor                                                  what this machin
 
 `vla-jax COMMAND --help` says more."""
 
+_DOCTOR_EPISODES = 10
 _console = rich.console.Console(highlight=False)
 
 
@@ -81,10 +82,18 @@ def evaluate(arguments: list[str]) -> None:
         row: str = policy.recipe.name
         results: str = "results"
         swap_instructions: bool = False  # tell the policy another instruction than the one it is judged by
-        evaluation: Annotated[EvaluationConfig, tyro.conf.arg(name="")] = policy.recipe.evaluation
+        doctor: bool = False  # LIBERO: first, do recorded episodes of the training data still succeed here?
+        evaluation: Annotated[EvaluationConfig, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff] = (
+            policy.recipe.evaluation
+        )
 
-    options = _parse(Eval, rest, f"vla-jax eval {name}")
+    options = _parse(Eval, rest, f"vla-jax eval {name}", markers=())
     config = options.evaluation
+    if options.doctor:
+        _console.print(f"running {_DOCTOR_EPISODES} recorded episodes of every training dataset again")
+    checks = experiment.check_simulators(policy, config, num_replays=_DOCTOR_EPISODES if options.doctor else 0)
+    for check in checks.values():
+        _print_check(check)
     with _console.status("compiling, then running episodes") as status:
 
         def show(done: int, total: int, successes: int) -> None:
@@ -92,9 +101,11 @@ def evaluate(arguments: list[str]) -> None:
 
         by_env = experiment.evaluate(policy, config, swap_instructions=options.swap_instructions, progress=show)
     suffix = "/swapped_instructions" if options.swap_instructions else ""
+    labels = {"table": options.table, "row": options.row, "suffix": suffix}
     entries = [
-        experiment.entry(policy, name, episodes, table=options.table, row=options.row, cell=f"{name}{suffix}")
+        entry
         for name, episodes in by_env.items()
+        for entry in experiment.entries(policy, name, episodes, **labels, check=checks.get(name))
     ]
     (path,) = results.append(Path(options.results), options.run, entries)
     for entry in entries:
@@ -103,6 +114,16 @@ def evaluate(arguments: list[str]) -> None:
             f"{entry.cell}: success rate {entry.mean:.1%} [{low:.1%}, {high:.1%}], {entry.episodes} episodes"
         )
     _console.print(f"written to {path}")
+
+
+def _print_check(check: Any) -> None:
+    """What speaks for and against the simulator, before it judges."""
+    for path, replays in check.replays.items():
+        _console.print(f"{path}: {sum(each.success for each in replays)} of {len(replays)} episodes succeed again")
+    for warning in check.warnings:
+        _console.print(warning, style="bold red", markup=False)
+    if not check.warnings:
+        _console.print("simulator: as that of the training data, golden frames included")
 
 
 def compare(arguments: list[str]) -> None:
@@ -195,5 +216,6 @@ def _positional(arguments: list[str], command: str, what: str) -> tuple[str, lis
     return arguments[0], arguments[1:]
 
 
-def _parse(kind: type, arguments: list[str], program: str) -> Any:
-    return tyro.cli(kind, args=arguments, prog=program, config=(tyro.conf.FlagConversionOff,))
+def _parse(kind: type, arguments: list[str], program: str, markers: tuple = (tyro.conf.FlagConversionOff,)) -> Any:
+    """Where a field may be of several classes, its default's class is kept and its fields are plain options."""
+    return tyro.cli(kind, args=arguments, prog=program, config=(*markers, tyro.conf.AvoidSubcommands))

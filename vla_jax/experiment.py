@@ -1,10 +1,12 @@
 """Runs recipes: everything a recipe names is built here and handed to `fit`, and its checkpoint is judged.
 
-recipe -> learner, source, edges -> fit -> checkpoint -> TrainedPolicy -> Rollout -> Episodes
+recipe -> learner, source, edges -> fit -> checkpoint -> TrainedPolicy -> Judge -> Episodes -> results entries
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -13,10 +15,14 @@ from vla_jax.core.types import Params
 from vla_jax.data import normalization
 from vla_jax.data.demonstrations import compute_statistics
 from vla_jax.data.loader import Loader
-from vla_jax.envs.base import Env
+from vla_jax.envs.base import Env, EnvSpec
+from vla_jax.envs.libero import LiberoTasks
 from vla_jax.envs.mjx.tabletop import TabletopConfig
-from vla_jax.evaluation import manifest, results
-from vla_jax.evaluation.rollouts import Episodes, Progress, Rollout, swapped_instructions
+from vla_jax.evaluation import judges, libero, libero_check, manifest, results
+from vla_jax.evaluation.judges import Judge
+from vla_jax.evaluation.libero import LiberoEpisodes
+from vla_jax.evaluation.libero_check import SimulatorCheck
+from vla_jax.evaluation.rollouts import Episodes, Progress, Rollout
 from vla_jax.learners.base import Learner, LearnerState
 from vla_jax.learners.expo import EXPOConfig
 from vla_jax.training import trained
@@ -27,6 +33,7 @@ from vla_jax.training.sources import DatasetSource, Source
 from vla_jax.training.trained import Edges, TrainedPolicy
 
 RENDERER = "vla_jax.envs.mjx.renderer"
+_MARKS = "data_simulators"  # in the checkpoint: which simulators drew the training data, where that is known
 
 
 def train(recipe: Recipe, run_dir: str | Path, *, quiet: bool = False) -> FitResult:
@@ -36,16 +43,18 @@ def train(recipe: Recipe, run_dir: str | Path, *, quiet: bool = False) -> FitRes
     """
     statistics = data_statistics(recipe)
     edges = trained.make_edges(recipe, statistics)
-    envs = [make_env(recipe, config, edges) for config in recipe.evaluation.envs]
     learner = trained.make_learner(recipe)
-    source, warm_start = _source(recipe, learner, edges, envs[0])
+    judging = [_judge(recipe, config, learner, edges, recipe.evaluation) for config in recipe.evaluation.envs]
+    source, warm_start = _source(recipe, learner, edges)
+    spec = judging[0].spec
     return fit(
         learner,
         source,
         recipe.fit,
         run_dir,
-        evaluate=_evaluator(recipe, learner, edges, envs) if recipe.fit.eval_every else None,
-        metadata=trained.contract(recipe, statistics, envs[0].spec.action_names, envs[0].spec.control_hz),
+        evaluate=_evaluator(judging) if recipe.fit.eval_every else None,
+        metadata=trained.contract(recipe, statistics, spec.action_names, spec.control_hz)
+        | {_MARKS: libero_check.marks(_dataset_paths(recipe))},
         warm_start=warm_start,
         quiet=quiet,
     )
@@ -72,14 +81,18 @@ def evaluate(
     *,
     swap_instructions: bool = False,
     progress: Progress | None = None,
-) -> dict[str, Episodes]:
+) -> dict[str, Episodes | LiberoEpisodes]:
     """Judge a checkpoint in every environment of `config`, by default the evaluation of its recipe.
 
     `progress` counts over all environments. Keys are environment names.
     """
     config = config or policy.recipe.evaluation
-    total, found = config.num_episodes * len(config.envs), {}
-    for env_config in config.envs:
+    judging = [
+        _judge(policy.recipe, env_config, policy.learner, policy.edges, config, swap_instructions=swap_instructions)
+        for env_config in config.envs
+    ]
+    total, found = sum(judge.num_episodes for judge in judging), {}
+    for judge in judging:
         done_before = sum(len(episodes.success) for episodes in found.values())
         solved_before = sum(int(episodes.success.sum()) for episodes in found.values())
 
@@ -87,25 +100,56 @@ def evaluate(
             if progress is not None:
                 progress(done_before + done, total, solved_before + solved)
 
-        judge = rollout(policy, env_config, config.execution_horizon, swap_instructions=swap_instructions)
-        key = jax.random.key(config.seed)
-        found[judge.env.spec.name] = judge.evaluate(
-            policy.params, key, config.num_episodes, config.batch_size, progress=show
-        )
+        found[judge.name] = judge.evaluate(policy.params, show)
     return found
+
+
+def check_simulators(
+    policy: TrainedPolicy, config: EvaluationConfig, *, num_replays: int = 0
+) -> dict[str, SimulatorCheck]:
+    """For every LIBERO environment of `config`, by name: its fingerprint, compared with the training data's, and, with
+    `num_replays`, how that many recorded episodes of each training dataset go here."""
+    replays = libero_check.replay(_dataset_paths(policy.recipe), num_replays) if num_replays else {}
+    marks = policy.metadata.get(_MARKS, {})  # older checkpoints do not say
+    return {
+        tasks.name: dataclasses.replace(libero_check.check(tasks, marks), replays=replays)
+        for tasks in config.envs
+        if isinstance(tasks, LiberoTasks)
+    }
 
 
 def entry(
     policy: TrainedPolicy, env_name: str, episodes: Episodes, *, table: str, row: str, cell: str
 ) -> results.Entry:
     """One evaluation as a cell of a table, with everything a rerun needs."""
-    recipe = policy.recipe
-    account = manifest.manifest(
-        seeds=[recipe.fit.seed, recipe.evaluation.seed], recipe=to_plain(recipe), renderer=RENDERER
-    )
     return results.from_episodes(
-        episodes, table=table, row=row, cell=cell, seed=recipe.fit.seed, env_name=env_name, manifest=account
+        episodes,
+        table=table,
+        row=row,
+        cell=cell,
+        seed=policy.recipe.fit.seed,
+        env_name=env_name,
+        manifest=_manifest(policy, RENDERER),
     )
+
+
+def entries(
+    policy: TrainedPolicy,
+    env_name: str,
+    episodes: Episodes | LiberoEpisodes,
+    *,
+    table: str,
+    row: str,
+    suffix: str = "",
+    check: SimulatorCheck | None = None,
+) -> list[results.Entry]:
+    """The cells of one environment's episodes, named as the environment and ending in `suffix`. On LIBERO one per task
+    and their average, with the `check` of the simulator in the manifest."""
+    if not isinstance(episodes, LiberoEpisodes):
+        return [entry(policy, env_name, episodes, table=table, row=row, cell=f"{env_name}{suffix}")]
+    account = _manifest(policy, check.here.renderer if check else None)
+    account |= {"evaluated": manifest.plain(episodes.tasks), "simulator": check.to_json() if check else None}
+    return libero.to_entries(episodes, table=table, row=row, suffix=suffix, manifest=account)
 
 
 def rollout(
@@ -113,22 +157,46 @@ def rollout(
 ) -> Rollout:
     """The policy in an environment, with the statistics and the tokenizer it was trained with."""
     env = make_env(policy.recipe, env_config, policy.edges)
-    shown = swapped_instructions(len(env.spec.instructions)) if swap_instructions else None
-    return _rollout(env, policy.learner, policy.edges, execution_horizon, shown)
+    return judges.make_rollout(env, policy.learner, policy.edges, execution_horizon, swap_instructions)
 
 
 def make_env(recipe: Recipe, config: TabletopConfig, edges: Edges) -> Env:
     """Raises ConfigError when the environment does not show and take what the recipe's policy was made for."""
     env = config.make(edges.prompts(config.instructions))
-    _check_env(recipe, env)
+    _check_env(recipe, env.spec)
     return env
 
 
+def _judge(
+    recipe: Recipe,
+    config: judges.EnvConfig,
+    learner: Learner,
+    edges: Edges,
+    evaluation: EvaluationConfig,
+    *,
+    swap_instructions: bool = False,
+) -> Judge:
+    judge = judges.make_judge(config, learner, edges, evaluation, swap_instructions=swap_instructions)
+    _check_env(recipe, judge.spec)
+    return judge
+
+
+def _manifest(policy: TrainedPolicy, renderer: str | None) -> dict[str, Any]:
+    recipe = policy.recipe
+    seeds = [recipe.fit.seed, recipe.evaluation.seed]
+    return manifest.manifest(seeds=seeds, recipe=to_plain(recipe), renderer=renderer)
+
+
+def _dataset_paths(recipe: Recipe) -> list[str]:
+    return [dataset.path for dataset in recipe.data.datasets]
+
+
 def _source(
-    recipe: Recipe, learner: Learner, edges: Edges, env: Env
+    recipe: Recipe, learner: Learner, edges: Edges
 ) -> tuple[Source, Callable[[LearnerState], LearnerState] | None]:
     if isinstance(recipe.learner, EXPOConfig):
         base = trained.load(recipe.start_from).base_params
+        env = make_env(recipe, recipe.evaluation.envs[0], edges)
         actor = jax.eval_shape(lambda key: learner.actor(learner.init(key)), jax.random.key(0))
         source = ReplaySource(
             env, learner, actor, recipe.replay, normalize=edges.normalize, unnormalize=edges.unnormalize
@@ -152,14 +220,10 @@ def _source(
     )
 
 
-def _evaluator(recipe: Recipe, learner: Learner, edges: Edges, envs: Sequence[Env]) -> Evaluate:
-    config = recipe.evaluation
-    judges = [_rollout(env, learner, edges, config.execution_horizon) for env in envs]
-
+def _evaluator(judging: Sequence[Judge]) -> Evaluate:
     def evaluate_actor(actor_params: Params, step: int) -> dict[str, float]:
-        key = jax.random.key(config.seed)
-        by_env = [judge.evaluate(actor_params, key, config.num_episodes, config.batch_size) for judge in judges]
-        names = [f"eval/{env.spec.name}" for env in envs] if len(envs) > 1 else []
+        by_env = [judge.evaluate(actor_params) for judge in judging]
+        names = [f"eval/{judge.name}" for judge in judging] if len(judging) > 1 else []
         rates = [float(episodes.success.mean()) for episodes in by_env]
         metrics = {"eval/success_rate": sum(rates) / len(rates), **dict(zip(names, rates, strict=False))}
         return metrics | {"eval/return": sum(float(episodes.returns.mean()) for episodes in by_env) / len(by_env)}
@@ -167,15 +231,7 @@ def _evaluator(recipe: Recipe, learner: Learner, edges: Edges, envs: Sequence[En
     return evaluate_actor
 
 
-def _rollout(
-    env: Env, learner: Learner, edges: Edges, execution_horizon: int, shown: tuple[int, ...] | None = None
-) -> Rollout:
-    return Rollout(
-        env, learner.act, execution_horizon, learner.initial_memory, edges.normalize, edges.unnormalize, shown
-    )
-
-
-def _check_env(recipe: Recipe, env: Env) -> None:
+def _check_env(recipe: Recipe, spec: EnvSpec) -> None:
     """The environment must show and take what the policy was made for."""
     backbone, decoder = recipe.policy.backbone, recipe.policy.decoder
     ours = {
@@ -184,18 +240,18 @@ def _check_env(recipe: Recipe, env: Env) -> None:
         "cameras": {name: tuple(backbone.image_size) for name in backbone.cameras},
     }
     theirs = {
-        "state dims": env.spec.state_dim,
-        "action dims": env.spec.action_dim,
+        "state dims": spec.state_dim,
+        "action dims": spec.action_dim,
         "cameras": {
             name: _shrunk(tuple(size), tuple(backbone.image_size))
-            for name, size in env.spec.cameras.items()
+            for name, size in spec.cameras.items()
             if name in backbone.cameras
         },
     }
     different = [name for name in ours if ours[name] != theirs[name]]
     if different:
         raise errors.ConfigError(
-            f"policy of recipe {recipe.name} does not fit {env.spec.name}",
+            f"policy of recipe {recipe.name} does not fit {spec.name}",
             expected="; ".join(f"{name} {ours[name]}" for name in different),
             found="; ".join(f"{name} {theirs[name]}" for name in different),
             fix="evaluate it where it was trained for, or train it on data of this environment",

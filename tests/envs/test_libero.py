@@ -62,14 +62,6 @@ def test_images_are_rotated_by_180_degrees_not_flipped():
     assert (libero_sim.rotate_180(image) == np.rot90(image, 2)).all()
 
 
-def test_downscaling_averages_blocks():
-    image = np.zeros((4, 4, 3), np.uint8)
-    image[:2, :2, 0] = [[10, 20], [30, 41]]  # mean 25.25
-    image[2:, 2:, 2] = [[1, 2], [2, 1]]  # mean 1.5 rounds up
-    small = libero_sim.average_blocks(image, 2)
-    assert small.shape == (2, 2, 3) and small[0, 0, 0] == 25 and small[1, 1, 2] == 2 and small.sum() == 27
-
-
 def test_render_options_reject_what_cannot_be_drawn():
     with pytest.raises(errors.ConfigError, match="divisor of image_size=256"):
         RenderOptions(downscale=3)

@@ -47,6 +47,57 @@ class ChunkResult:
     success: Bool[np.ndarray, "n"]
 
 
+@dataclasses.dataclass(frozen=True)
+class LiberoTasks:
+    """What a policy is judged on: tasks of a suite, each from its first official initial states."""
+
+    suite: str = "libero_object"
+    tasks: tuple[int, ...] = tuple(range(10))
+    num_init_states: int = 50  # per task; the published protocol is all 50
+    num_workers: int = 1  # processes of about 2 GB; another number gives a sampling policy other noise
+    render: RenderOptions = _OPENVLA  # as the training data were drawn
+
+    def __post_init__(self):
+        if self.suite not in libero_sim.SUITES:
+            raise errors.ConfigError(
+                f"LiberoTasks.suite {self.suite!r}", fix=errors.closest(self.suite, libero_sim.SUITES)
+            )
+        count = libero_sim.SUITES[self.suite].num_tasks
+        if not self.tasks or len(set(self.tasks)) != len(self.tasks) or not set(self.tasks) <= set(range(count)):
+            raise errors.ConfigError(
+                "LiberoTasks.tasks", expected=f"different ones of 0..{count - 1}", found=self.tasks
+            )
+        if self.num_init_states < 1 or self.num_workers < 1:
+            raise errors.ConfigError(
+                "LiberoTasks",
+                expected="num_init_states and num_workers >= 1",
+                found=f"{self.num_init_states} and {self.num_workers}",
+            )
+
+    @property
+    def name(self) -> str:
+        """The suite, and which of its tasks unless all."""
+        whole = len(self.tasks) == libero_sim.SUITES[self.suite].num_tasks
+        return self.suite if whole else f"{self.suite}/tasks_{'_'.join(map(str, self.tasks))}"
+
+    @property
+    def num_episodes(self) -> int:
+        return len(self.tasks) * self.num_init_states
+
+    @property
+    def instructions(self) -> tuple[str, ...]:
+        """Of the whole suite, in its order. Raises EnvError where LIBERO is not installed."""
+        return libero_sim.suite_instructions(self.suite)
+
+    @property
+    def spec(self) -> EnvSpec:
+        """Without instructions: reading them takes LIBERO, and a machine that only trains does without."""
+        return _spec(self.suite, self.render, libero_sim.episode_length(self.suite))
+
+    def make(self) -> "LiberoVectorEnv":
+        return LiberoVectorEnv(self.suite, self.num_workers, self.render)
+
+
 class LiberoVectorEnv:
     """`num_workers` lanes of one suite. Every lane runs its own task and initial state."""
 
@@ -79,15 +130,8 @@ class LiberoVectorEnv:
 
     @functools.cached_property
     def spec(self) -> EnvSpec:
-        cameras = {name: (self.render.output_size,) * 2 for name, _ in self.render.cameras} if self.render else {}
-        return EnvSpec(
-            name=self.suite,
-            instructions=libero_sim.suite_instructions(self.suite),
-            action_names=libero_sim.ACTION_NAMES,
-            state_names=libero_sim.STATE_NAMES,
-            cameras=cameras,
-            episode_length=self.episode_length,
-            control_hz=libero_sim.CONTROL_HZ,
+        return _spec(
+            self.suite, self.render, self.episode_length, instructions=libero_sim.suite_instructions(self.suite)
         )
 
     def __enter__(self) -> "LiberoVectorEnv":
@@ -158,3 +202,16 @@ class LiberoVectorEnv:
 
     def _lanes(self, lanes: Sequence[int] | None) -> list[int]:
         return list(range(self.num_workers)) if lanes is None else [int(lane) for lane in lanes]
+
+
+def _spec(suite: str, render: RenderOptions | None, episode_length: int, instructions: tuple[str, ...] = ()) -> EnvSpec:
+    cameras = {name: (render.output_size,) * 2 for name, _ in render.cameras} if render else {}
+    return EnvSpec(
+        name=suite,
+        instructions=instructions,
+        action_names=libero_sim.ACTION_NAMES,
+        state_names=libero_sim.STATE_NAMES,
+        cameras=cameras,
+        episode_length=episode_length,
+        control_hz=libero_sim.CONTROL_HZ,
+    )

@@ -150,15 +150,6 @@ def rotate_180(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
     return np.ascontiguousarray(image[::-1, ::-1])
 
 
-def average_blocks(image: UInt8[np.ndarray, "h w 3"], factor: int) -> UInt8[np.ndarray, "h/f w/f 3"]:
-    """Smaller by an integer factor, every pixel the rounded mean of its block."""
-    if factor == 1:
-        return image
-    height, width = image.shape[0] // factor, image.shape[1] // factor
-    blocks = image.reshape(height, factor, width, factor, 3)
-    return (blocks.astype(np.float32).mean((1, 3)) + 0.5).astype(np.uint8)
-
-
 def axis_angle(quaternion: Float[np.ndarray, "4"]) -> Float[np.ndarray, "3"]:
     """Unit quaternion (x, y, z, w) as axis times angle, the angle in [0, 2 pi]: robosuite's formula, sign included."""
     w = min(1.0, max(-1.0, float(quaternion[3])))
@@ -236,8 +227,11 @@ class LiberoSim:
 
     def images(self) -> dict[str, UInt8[np.ndarray, "size size 3"]]:
         """Every camera of `RenderOptions.cameras` now: rotated by 180 degrees, smaller, after the JPEG round trip."""
-        factor = self.render.downscale if self.render else 1
-        images = {name: average_blocks(rotate_180(pixels), factor) for name, pixels in self.raw_images().items()}
+        images = {name: rotate_180(pixels) for name, pixels in self.raw_images().items()}
+        if self.render.downscale > 1:
+            from vla_jax.core.images import average_blocks  # imports JAX, which other workers start faster without
+
+            images = {name: average_blocks(image, self.render.downscale) for name, image in images.items()}
         quality = self.render.jpeg_quality
         return images if quality is None else {name: jpeg_round_trip(image, quality) for name, image in images.items()}
 

@@ -16,11 +16,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from vla_jax.core import errors, keys
 from vla_jax.core.types import Observation, Params, PromptTable
-from vla_jax.envs.libero import LiberoObservation, LiberoVectorEnv
+from vla_jax.envs.libero import LiberoObservation, LiberoTasks, LiberoVectorEnv
 from vla_jax.evaluation import results, statistics
 from vla_jax.evaluation.rollouts import Act, Progress
 from vla_jax.learners.base import Memory
@@ -46,6 +46,23 @@ class EpisodeRecord:
     num_steps: int  # control steps, settling not counted
     seed: int  # of the policy's noise
     shown_task: int  # whose instruction the policy was told; `task` unless swapped
+
+
+@dataclasses.dataclass(frozen=True)
+class LiberoEpisodes:
+    """What became of the episodes of one `LiberoTasks`, tasks outermost."""
+
+    tasks: LiberoTasks
+    records: tuple[EpisodeRecord, ...]
+
+    @property
+    def success(self) -> Bool[np.ndarray, "n"]:
+        return np.array([record.success for record in self.records], bool)
+
+    @property
+    def returns(self) -> Float[np.ndarray, "n"]:
+        """The reward is 1 at success and 0 before."""
+        return self.success.astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +165,7 @@ def to_entry(
     cell: str,
     manifest: Mapping[str, Any],
 ) -> results.Entry:
-    """A results row: success rate, Wilson interval and the record of every episode, paired by initial state."""
+    """A results cell: success rate, Wilson interval and the record of every episode, paired by initial state."""
     successes = [record.success for record in records]
     return results.Entry(
         table=table,
@@ -167,6 +184,22 @@ def to_entry(
             "initial_state": [f"{suite}:{record.task}:{record.init_state}" for record in records],
         },
     )
+
+
+def to_entries(
+    episodes: LiberoEpisodes, *, table: str, row: str, suffix: str = "", manifest: Mapping[str, Any]
+) -> list[results.Entry]:
+    """One cell per task, `<suite>/<task>`, then one over all of them, named as `LiberoTasks.name`; `suffix` ends both.
+
+    Every task has as many episodes, so the last cell is the average of the others.
+    """
+    suite, records = episodes.tasks.suite, episodes.records
+    cells = {f"{suite}/{task}": [each for each in records if each.task == task] for task in episodes.tasks.tasks}
+    cells[episodes.tasks.name] = list(records)
+    return [
+        to_entry(chosen, suite=suite, table=table, row=row, cell=f"{cell}{suffix}", manifest=manifest)
+        for cell, chosen in cells.items()
+    ]
 
 
 def _check(policy: Policy, env: LiberoVectorEnv, tasks: Sequence[int], execution_horizon: int) -> None:

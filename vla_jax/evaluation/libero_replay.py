@@ -80,12 +80,14 @@ def replay_check(
     num_workers: int = 1,
     make_env: Callable[[str, int], LiberoVectorEnv] | None = None,
 ) -> tuple[Replay, ...]:
-    """Run the first `num_episodes` episodes (all by default) of the set in `folder` again, without rendering.
+    """Run `num_episodes` episodes (all by default), spread over the set in `folder`, again, without rendering.
 
     Anything but success in all of them means that this simulator is not the one the set was made with. About 1
     CPU-second per episode. `make_env(suite, num_workers)` replaces the simulator in tests.
     """
-    starts, actions = load_starts(folder)[:num_episodes], recorded_actions(folder)
+    starts, actions = load_starts(folder), recorded_actions(folder)
+    if num_episodes is not None and num_episodes < len(starts):
+        starts = tuple(starts[i * len(starts) // num_episodes] for i in range(num_episodes))
     if missing := [start.file_path for start in starts if start.file_path not in actions]:
         raise errors.DataError(f"{folder}", expected=f"the episodes of {STARTS_FILE}", found=f"no {missing[:3]}")
     outcome: list[Replay] = []

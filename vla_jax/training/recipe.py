@@ -16,6 +16,7 @@ from vla_jax.codecs import text
 from vla_jax.core import errors
 from vla_jax.data.normalization import NormalizationConfig
 from vla_jax.data.schema import DatasetConfig
+from vla_jax.envs.libero import LiberoTasks
 from vla_jax.envs.mjx.tabletop import TabletopConfig
 from vla_jax.learners.expo import EXPOConfig
 from vla_jax.learners.imitation import ImitationConfig
@@ -80,11 +81,11 @@ class DataConfig:
 class EvaluationConfig:
     """Episodes that a checkpoint is judged by; online learners act in the first environment."""
 
-    envs: tuple[TabletopConfig, ...]
+    envs: tuple[TabletopConfig | LiberoTasks, ...]
     execution_horizon: int  # control steps between two looks
-    num_episodes: int = 256  # in each environment
-    batch_size: int = 128
-    seed: int = 1000  # of the initial states: never one that training used
+    num_episodes: int = 256  # in each environment that draws its initial states; LiberoTasks lists its own
+    batch_size: int = 128  # likewise
+    seed: int = 1000  # of the initial states and the policy's noise: never one that training used
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +107,12 @@ class Recipe:
                 f"recipe {self.name}",
                 expected="replay and start_from, because EXPO fine-tunes a policy in an environment",
                 found=f"replay={self.replay}, start_from={self.start_from!r}",
+            )
+        if isinstance(self.learner, EXPOConfig) and not isinstance(self.evaluation.envs[0], TabletopConfig):
+            raise errors.ConfigError(
+                f"recipe {self.name}: EXPO acts in evaluation.envs[0]",
+                expected="an environment that is a JAX program, such as TabletopConfig",
+                found=type(self.evaluation.envs[0]).__name__,
             )
         horizon, executed = self.policy.decoder.action_horizon, self.evaluation.execution_horizon
         if executed > horizon:
