@@ -48,7 +48,7 @@ def imitation(folder: str = FOLDER, seed: int = 0) -> Recipe:
     )
     # 8 noise draws per image: the suffix is much cheaper than the convolutions
     decoder = FlowConfig(ACTION_HORIZON, len(ACTION_NAMES), loss_samples=8, clip_actions=True)
-    steps = 1200
+    steps = 1600
     return Recipe(
         name="tabletop_demo/imitation",
         policy=PolicyConfig(backbone, decoder),
@@ -78,7 +78,7 @@ def finetune(folder: str = FOLDER, seed: int = 0) -> Recipe:
             initial_temperature=0.01,
         ),
         optimizer=Adam(peak_lr=5e-4),
-        fit=FitConfig(num_train_steps=450, log_every=10, checkpoint_every=150, max_to_keep=1, seed=seed),
+        fit=FitConfig(num_train_steps=600, log_every=10, checkpoint_every=150, max_to_keep=1, seed=seed),
         evaluation=base.evaluation,
         data=base.data,
         text=base.text,

@@ -215,8 +215,10 @@ def _draw(job: MainJob, entries: list[results.Entry]) -> None:
 
 
 def _summary(job: MainJob, records: dict[str, StageRecord]) -> rich.table.Table:
-    table = rich.table.Table(title=f"{job.name}: tabletop/{job.env.task}", title_justify="left")
-    for name in ("stage", "success rate [95 %]", "episodes", "return", "seconds", "per second"):
+    count = job.imitation.evaluation.num_episodes
+    title = f"{job.name}: tabletop/{job.env.task}, {count} episodes per evaluation"
+    table = rich.table.Table(title=title, title_justify="left")
+    for name in ("stage", "success [95 %]", "return", "seconds", "per second"):
         table.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
     titles = {
         "data": "demonstrations",
@@ -228,18 +230,17 @@ def _summary(job: MainJob, records: dict[str, StageRecord]) -> rich.table.Table:
     for name, title in titles.items():
         record = records[name]
         judged = name.removesuffix("_evaluation") if name.endswith("_evaluation") else None
-        judgement = _judgement(_load_episodes(_episodes_path(job, judged))) if judged else ("", "", "")
-        speed = f"{record.steps_per_second:.1f} {record.unit}"
-        table.add_row(title, *judgement, f"{record.seconds:.0f}", speed)
+        judgement = _judgement(_load_episodes(_episodes_path(job, judged))) if judged else ("", "")
+        table.add_row(title, *judgement, f"{record.seconds:.0f}", f"{record.steps_per_second:.1f} {record.unit}")
     table.add_section()
-    table.add_row("total", "", "", "", f"{sum(record.seconds for record in records.values()):.0f}", "")
+    table.add_row("total", "", "", f"{sum(record.seconds for record in records.values()):.0f}", "")
     return table
 
 
-def _judgement(episodes: Episodes) -> tuple[str, str, str]:
+def _judgement(episodes: Episodes) -> tuple[str, str]:
     successes, count = int(episodes.success.sum()), len(episodes.success)
     low, high = statistics.wilson(successes, count)
-    return f"{successes / count:.1%} [{100 * low:.1f}, {100 * high:.1f}]", str(count), f"{episodes.returns.mean():.3f}"
+    return f"{successes / count:.1%} [{100 * low:.1f}, {100 * high:.1f}]", f"{episodes.returns.mean():.3f}"
 
 
 def _check_same_job(folder: Path, job: MainJob) -> None:
