@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Every number in results/: hours on two CPU cores. Each part resumes where it stopped; name parts to run only those:
+#   scripts/reproduce.sh demo tabletop_vla libero
+set -euo pipefail
+cd "$(dirname "$0")/.."
+bin=${VENV:-.venv}/bin
+
+demo() { # three seeds of four arms, half an hour each
+  "$bin/python" scripts/reproduce_demo.py --seeds 0 1 2
+  "$bin/vla-jax" table demo
+}
+
+tabletop_vla() { # the transformer on the whole suite, an hour
+  "$bin/vla-jax" data generate --out runs/tabletop_vla/data/1.0.0 --tasks push lift place stack --episodes-per-task 500
+  "$bin/vla-jax" train recipes/tabletop_vla.py --run runs/tabletop_vla/train
+  "$bin/vla-jax" eval runs/tabletop_vla/train --table tabletop_vla --run seed0 --row transformer
+}
+
+libero() { # needs the extra: make install EXTRAS=test,libero
+  "$bin/python" -m data_pipelines.libero generate --suite libero_object --tasks 0 1 2 --episodes 50 \
+    --out runs/libero/libero_object_scripted
+  "$bin/vla-jax" train recipes/libero_object.py --run runs/libero/train
+  "$bin/vla-jax" eval runs/libero/train --table libero_object --run seed0 --row behaviour_cloning
+}
+
+[ $# -gt 0 ] || set -- demo tabletop_vla libero
+for part in "$@"; do "$part"; done
