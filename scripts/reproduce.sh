@@ -17,10 +17,9 @@ tabletop_vla() { # the transformer on the whole suite, an hour
 }
 
 libero() { # needs the extra: make install EXTRAS=test,libero
-  "$bin/python" -m data_pipelines.libero generate --suite libero_object --tasks 0 1 2 --episodes 50 \
-    --out runs/libero/libero_object_scripted
-  "$bin/vla-jax" train recipes/libero_object.py --run runs/libero/train
-  "$bin/vla-jax" eval runs/libero/train --table libero_object --run seed0 --row behaviour_cloning
+  "$bin/python" -m data_pipelines.libero generate --tasks 0 1 2 --episodes 25 --out runs/libero/libero_object_scripted_25
+  "$bin/vla-jax" train recipes/libero_object.py --run runs/libero_object/quick
+  "$bin/vla-jax" eval runs/libero_object/quick --doctor --table libero_object --run quick --row behaviour_cloning
 }
 
 [ $# -gt 0 ] || set -- demo tabletop_vla libero
