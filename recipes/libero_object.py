@@ -1,6 +1,6 @@
 """Three tasks of LIBERO-Object from scripted demonstrations, judged on official initial states.
 
-    python -m data_pipelines.libero generate --tasks 0 1 2 --episodes 50 --out runs/libero/libero_object_scripted
+    python -m data_pipelines.libero generate --tasks 0 1 2 --episodes 25 --out runs/libero/libero_object_scripted_25
     vla-jax train recipes/libero_object.py --run runs/libero_object/quick
     vla-jax eval runs/libero_object/quick --doctor --table libero_object --run quick
 
@@ -18,7 +18,7 @@ from vla_jax.training.fit import FitConfig
 from vla_jax.training.optimizers import AdamW
 from vla_jax.training.recipe import DataConfig, EvaluationConfig, PolicyConfig, Recipe, TextConfig
 
-DATASET = "runs/libero/libero_object_scripted/1.0.0"
+DATASET = "runs/libero/libero_object_scripted_25/1.0.0"
 ACTION_HORIZON, EXECUTION_HORIZON = 16, 8
 # Of all ten instructions, so that a policy of three tasks can be told, and fine-tuned on, the others.
 WORDS = (
@@ -38,12 +38,12 @@ def quick(seed: int = 0) -> Recipe:
         prompt_length=text.prompt_length,
         num_suffix_tokens=ACTION_HORIZON,
     )
-    steps = 4000
+    steps = 3000
     return Recipe(
         name="libero_object/quick",
         policy=PolicyConfig(backbone, FlowConfig(ACTION_HORIZON, len(ACTION_NAMES), loss_samples=8, clip_actions=True)),
         learner=ImitationConfig(ema_decay=0.999),
-        optimizer=AdamW(peak_lr=1e-3, warmup_steps=50, decay_steps=steps, end_lr=5e-5),
+        optimizer=AdamW(peak_lr=1e-3, warmup_steps=100, decay_steps=steps, end_lr=5e-5),
         fit=FitConfig(num_train_steps=steps, log_every=100, checkpoint_every=500, seed=seed),
         evaluation=EvaluationConfig((tasks(),), EXECUTION_HORIZON),
         data=DataConfig((_dataset(),), batch_size=64, seed=seed),
