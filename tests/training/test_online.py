@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.evaluation.point_env import PointEnv
+from vla_jax.training import sharding
 from vla_jax.training.online import ReplayConfig, ReplaySource
 
 CONFIG = ReplayConfig(num_envs=8, capacity=512, warmup_decisions=3, rounds=2, critic_updates=3, batch_size=16)
@@ -108,3 +109,12 @@ def test_edges_of_the_policy_are_applied():
     stored = rows(halved.state())
     assert stored.observation["state"].min() >= 100
     np.testing.assert_array_equal(stored.next_observation["state"], stored.observation["state"])
+
+
+def test_eight_devices_collect_what_one_does():
+    alone, spread = source(), source()
+    spread.use_mesh(sharding.make_mesh(sharding.MeshConfig(data=8)))
+    for step in range(4):
+        expected, found = alone.next(step, Straight.actor), spread.next(step, Straight.actor)
+    assert len(spread.state().env.physics.sharding.device_set) == 8
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, expected)
