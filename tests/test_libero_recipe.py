@@ -133,6 +133,7 @@ def test_eval_prints_and_stores_every_task_and_their_average(run, fake_libero, t
     assert average.records["initial_state"] == [f"libero_object:{t}:{i}" for t in range(3) for i in range(2)]
     assert "libero_object/tasks_0_1_2: success rate" in shown and "6 episodes" in shown
     assert Fingerprint.from_json(average.manifest["simulator"]["fingerprint"]) == mark()
+    assert average.seeds == (0,) and average.manifest["seeds"] == [0, 1000]  # of training; of the policy's noise
     assert average.manifest["evaluated"]["num_init_states"] == 2
     assert "as that of the training data" in shown and "***" not in shown
 

@@ -149,7 +149,8 @@ def entries(
         return [entry(policy, env_name, episodes, table=table, row=row, cell=f"{env_name}{suffix}")]
     account = _manifest(policy, check.here.renderer if check else None)
     account |= {"evaluated": manifest.plain(episodes.tasks), "simulator": check.to_json() if check else None}
-    return libero.to_entries(episodes, table=table, row=row, suffix=suffix, manifest=account)
+    seed = policy.recipe.fit.seed
+    return libero.to_entries(episodes, table=table, row=row, suffix=suffix, train_seed=seed, manifest=account)
 
 
 def rollout(

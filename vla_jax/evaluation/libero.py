@@ -187,19 +187,22 @@ def to_entry(
 
 
 def to_entries(
-    episodes: LiberoEpisodes, *, table: str, row: str, suffix: str = "", manifest: Mapping[str, Any]
+    episodes: LiberoEpisodes, *, table: str, row: str, suffix: str = "", train_seed: int, manifest: Mapping[str, Any]
 ) -> list[results.Entry]:
     """One cell per task, `<suite>/<task>`, then one over all of them, named as `LiberoTasks.name`; `suffix` ends both.
+
+    `train_seed` is what tells repetitions of a row apart; the seed of the policy's noise is in the manifest.
 
     Every task has as many episodes, so the last cell is the average of the others.
     """
     suite, records = episodes.tasks.suite, episodes.records
     cells = {f"{suite}/{task}": [each for each in records if each.task == task] for task in episodes.tasks.tasks}
     cells[episodes.tasks.name] = list(records)
-    return [
+    found = [
         to_entry(chosen, suite=suite, table=table, row=row, cell=f"{cell}{suffix}", manifest=manifest)
         for cell, chosen in cells.items()
     ]
+    return [dataclasses.replace(each, seeds=(train_seed,)) for each in found]
 
 
 def _check(policy: Policy, env: LiberoVectorEnv, tasks: Sequence[int], execution_horizon: int) -> None:
