@@ -4,7 +4,7 @@
     vla-jax train recipes/tabletop_vla.py --run runs/tabletop_vla/train
     vla-jax eval runs/tabletop_vla/train
 
-`quick` is the size that learns on two CPU cores in about an hour; what it reaches is in docs/demo.md.
+`quick` is a size for two CPU cores. It has not been trained to its end yet: docs/demo.md has no number for it.
 """
 
 from vla_jax.data.schema import DatasetConfig
