@@ -1,8 +1,8 @@
 """The dataset of toy_rlds.py on disk, in either record format."""
 
 import pytest
-from tests.data.toy_rlds import LENGTHS, make_episode, toy_features
 
+from tests.data.toy_rlds import LENGTHS, make_episode, toy_features
 from vla_jax.data.rlds_writer import RldsWriter
 
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.data.toy_rlds import CAMERAS, LENGTHS, STATE_DIM
 
+from tests.data.toy_rlds import CAMERAS, LENGTHS, STATE_DIM
 from vla_jax.core.errors import ConfigError, DataError
 from vla_jax.data.demonstrations import DemonstrationDataset, compute_statistics
 from vla_jax.data.loader import Loader

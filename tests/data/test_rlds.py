@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from tests.data.toy_rlds import CAMERAS, make_episode, toy_features
 
+from tests.data.toy_rlds import CAMERAS, make_episode, toy_features
 from vla_jax.core.errors import DataError
 from vla_jax.data import image_codec, tfrecord
 from vla_jax.data.features import Episode

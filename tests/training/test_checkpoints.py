@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tests.training import toy_learner as toy
 from jax.sharding import PartitionSpec as P
 
+from tests.training import toy_learner as toy
 from vla_jax.core import errors
 from vla_jax.training import checkpoints, sharding
 from vla_jax.training.checkpoints import Checkpoints, load_actor

@@ -13,8 +13,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from tests.training import toy_learner as toy
 
+from tests.training import toy_learner as toy
 from vla_jax.core import errors
 from vla_jax.training import checkpoints, sharding, sources
 from vla_jax.training import logging as logs

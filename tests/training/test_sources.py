@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from tests.training import toy_learner as toy
 
+from tests.training import toy_learner as toy
 from vla_jax.training import sharding
 from vla_jax.training.sources import DatasetSource
 
