@@ -32,8 +32,8 @@ from data_pipelines import libero_expert, libero_records
 from data_pipelines.libero_expert import ExpertOptions
 from data_pipelines.libero_records import LiberoEpisode
 from vla_jax.core import errors
-from vla_jax.data import image_codec
-from vla_jax.data.rlds import RldsDataset
+from vla_jax.data.formats import image_codec
+from vla_jax.data.formats.rlds import RldsDataset
 from vla_jax.envs import libero_sim
 from vla_jax.envs.libero_sim import Backend, LiberoSim, RenderOptions, Task
 from vla_jax.evaluation import fingerprint, manifest

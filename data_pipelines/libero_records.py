@@ -17,10 +17,10 @@ from jaxtyping import Bool, Float, Float32, Float64
 
 from vla_jax.core import errors
 from vla_jax.core.images import average_blocks
-from vla_jax.data import image_codec
-from vla_jax.data.features import Episode
-from vla_jax.data.rlds import RldsDataset
-from vla_jax.data.rlds_writer import RldsWriter
+from vla_jax.data.formats import image_codec
+from vla_jax.data.formats.features import Episode
+from vla_jax.data.formats.rlds import RldsDataset
+from vla_jax.data.formats.rlds_writer import RldsWriter
 from vla_jax.envs.libero_sim import LiberoSim, encode_jpeg, rotate_180
 from vla_jax.evaluation.libero_replay import Start, has_starts, load_starts, save_starts
 

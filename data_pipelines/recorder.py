@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from vla_jax.data.features import Episode, demonstration_flags
+from vla_jax.data.formats.features import Episode, demonstration_flags
 from vla_jax.envs.base import Env, EnvState
 
 _FRAMES_PER_RENDER = 256

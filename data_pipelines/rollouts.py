@@ -22,8 +22,8 @@ from data_pipelines.tabletop import is_finished
 from vla_jax import experiment
 from vla_jax.core import errors, keys
 from vla_jax.core.types import Params
-from vla_jax.data.features import Episode, episode_features
-from vla_jax.data.rlds_writer import FileFormat, RldsWriter
+from vla_jax.data.formats.features import Episode, episode_features
+from vla_jax.data.formats.rlds_writer import FileFormat, RldsWriter
 from vla_jax.envs.base import Env, EnvState
 from vla_jax.training import trained
 from vla_jax.training.trained import TrainedPolicy

@@ -22,9 +22,9 @@ from jaxtyping import Array, Float, Key
 from data_pipelines.recorder import Recorder
 from vla_jax.core import errors, keys
 from vla_jax.core.types import PromptTable
-from vla_jax.data.features import Episode, episode_features
-from vla_jax.data.rlds import load_info
-from vla_jax.data.rlds_writer import FileFormat, RldsWriter
+from vla_jax.data.formats.features import Episode, episode_features
+from vla_jax.data.formats.rlds import load_info
+from vla_jax.data.formats.rlds_writer import FileFormat, RldsWriter
 from vla_jax.data.schema import DatasetConfig
 from vla_jax.envs.base import Env, EnvState
 from vla_jax.envs.mjx.experts import expert

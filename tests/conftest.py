@@ -5,9 +5,9 @@ import os
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import vla_jax  # noqa: E402, I001  (before jax computes: sets its CPU flags)
-from vla_jax.core import runtime  # noqa: E402
-import jax  # noqa: E402
+import jax
+
+from vla_jax.core import runtime
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 runtime.enable_compile_cache()

@@ -4,7 +4,7 @@ import pytest
 
 from vla_jax import cli
 
-RECIPE = '''
+RECIPE = """
 import dataclasses
 from recipes import tabletop_demo
 from vla_jax.training.recipe import Recipe
@@ -16,7 +16,7 @@ def wrong_width() -> Recipe:
     recipe = quick()
     decoder = dataclasses.replace(recipe.policy.decoder, action_dim=7)
     return dataclasses.replace(recipe, policy=dataclasses.replace(recipe.policy, decoder=decoder))
-'''
+"""
 
 
 @pytest.fixture

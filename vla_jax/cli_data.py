@@ -12,7 +12,7 @@ from data_pipelines import tabletop
 from vla_jax.core import progress
 from vla_jax.data import inspect as inspection
 from vla_jax.data.demonstrations import compute_statistics
-from vla_jax.data.rlds import RldsDataset
+from vla_jax.data.formats.rlds import RldsDataset
 from vla_jax.data.schema import DatasetConfig
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.data.toy_rlds import LENGTHS, make_episode, toy_features
-from vla_jax.data.rlds_writer import RldsWriter
+from vla_jax.data.formats.rlds_writer import RldsWriter
 
 
 @pytest.fixture(scope="session")

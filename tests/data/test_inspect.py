@@ -5,9 +5,9 @@ from PIL import Image
 from rich.console import Console
 
 from tests.data.toy_rlds import LENGTHS
+from vla_jax.data.formats.rlds import RldsDataset
 from vla_jax.data.inspect import contact_sheet, inspect, statistics_table
 from vla_jax.data.normalization import FieldStatistics, Statistics
-from vla_jax.data.rlds import RldsDataset
 
 
 def printed(thing) -> str:

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from tests.data.toy_rlds import CAMERAS, LENGTHS, STATE_DIM
 from vla_jax.core.errors import ConfigError, DataError
 from vla_jax.data.demonstrations import DemonstrationDataset, compute_statistics
+from vla_jax.data.formats.rlds import RldsDataset
 from vla_jax.data.loader import Loader
 from vla_jax.data.normalization import NormalizationConfig, Normalizer
 from vla_jax.data.order import GlobalOrder
-from vla_jax.data.rlds import RldsDataset
 from vla_jax.data.schema import DatasetConfig
 
 NUM_FRAMES = sum(LENGTHS)

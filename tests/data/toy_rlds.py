@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow_datasets as tfds
 
-from vla_jax.data.features import Episode, demonstration_flags, episode_features
+from vla_jax.data.formats.features import Episode, demonstration_flags, episode_features
 
 CAMERAS = {"front": (16, 24), "wrist": (8, 8)}
 STATE_DIM, ACTION_DIM = 3, 4

@@ -11,7 +11,7 @@ from data_pipelines import libero, libero_hdf5, libero_records
 from data_pipelines.libero_records import LiberoEpisode
 from tests.envs.fake_libero import FakeSimulator
 from vla_jax.core import errors
-from vla_jax.data.rlds import RldsDataset
+from vla_jax.data.formats.rlds import RldsDataset
 from vla_jax.envs import libero_sim
 from vla_jax.evaluation import fingerprint, libero_replay
 

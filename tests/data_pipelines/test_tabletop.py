@@ -11,7 +11,7 @@ from data_pipelines.tabletop import Collector, TabletopDataConfig
 from vla_jax.core.errors import ConfigError, DataError, EnvError
 from vla_jax.core.types import Observation
 from vla_jax.data.demonstrations import compute_statistics
-from vla_jax.data.rlds import RldsDataset
+from vla_jax.data.formats.rlds import RldsDataset
 from vla_jax.envs.base import EnvSpec, EnvState
 
 LENGTH = 12

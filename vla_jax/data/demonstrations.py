@@ -8,10 +8,11 @@ from jaxtyping import Bool, Float32, Int, Int64
 
 from vla_jax.core import errors
 from vla_jax.core.types import Demonstrations, Observation
-from vla_jax.data import features, schema, windows
+from vla_jax.data import schema, windows
+from vla_jax.data.formats import features
+from vla_jax.data.formats.rlds import RldsDataset
 from vla_jax.data.frame_images import FrameImages
 from vla_jax.data.normalization import FieldStatistics, Normalizer, Statistics
-from vla_jax.data.rlds import RldsDataset
 from vla_jax.data.schema import DatasetConfig
 
 Tokenizer = Callable[[str], tuple[Int[np.ndarray, "l"], Bool[np.ndarray, "l"]]]  # instruction -> ids and mask

@@ -4,8 +4,8 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from vla_jax.core import errors, images
-from vla_jax.data import image_codec
-from vla_jax.data.rlds import RldsDataset
+from vla_jax.data.formats import image_codec
+from vla_jax.data.formats.rlds import RldsDataset
 
 
 class FrameImages:

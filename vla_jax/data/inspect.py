@@ -9,9 +9,9 @@ from PIL import Image, ImageDraw
 from rich.console import Group
 from rich.table import Table
 
-from vla_jax.data.features import FeatureSpec
+from vla_jax.data.formats.features import FeatureSpec
+from vla_jax.data.formats.rlds import DatasetInfo, RldsDataset, load_info
 from vla_jax.data.normalization import FieldStatistics, Statistics
-from vla_jax.data.rlds import DatasetInfo, RldsDataset, load_info
 
 _INSTRUCTION = "language_instruction"
 _WIDEST_RANGE = 32  # dims; an embedding has hundreds and its ranges tell nobody anything

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from vla_jax.core import errors
-from vla_jax.data.features import FeatureSpec
+from vla_jax.data.formats.features import FeatureSpec
 
 
 @dataclasses.dataclass(frozen=True)

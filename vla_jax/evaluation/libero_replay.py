@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Float64
 
 from vla_jax.core import errors
-from vla_jax.data.rlds import RldsDataset
+from vla_jax.data.formats.rlds import RldsDataset
 from vla_jax.envs.libero import LiberoVectorEnv
 
 STARTS_FILE = "episodes.jsonl"

@@ -20,10 +20,10 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
 from vla_jax.core import errors
-from vla_jax.data import features as feature_specs
-from vla_jax.data import image_codec, tfrecord
-from vla_jax.data.example_proto import serialize_example
-from vla_jax.data.features import Episode, FeatureSpec
+from vla_jax.data.formats import features as feature_specs
+from vla_jax.data.formats import image_codec, tfrecord
+from vla_jax.data.formats.example_proto import serialize_example
+from vla_jax.data.formats.features import Episode, FeatureSpec
 
 FileFormat = Literal["array_record", "tfrecord"]
 

@@ -19,9 +19,9 @@ from array_record.python import array_record_module
 from jaxtyping import Int32, Int64
 
 from vla_jax.core import errors
-from vla_jax.data import tfrecord
-from vla_jax.data.example_proto import ByteSpans, Value, parse_example
-from vla_jax.data.features import FeatureSpec
+from vla_jax.data.formats import tfrecord
+from vla_jax.data.formats.example_proto import ByteSpans, Value, parse_example
+from vla_jax.data.formats.features import FeatureSpec
 
 _VERSION = 1  # raise it when the arrays below change their meaning
 

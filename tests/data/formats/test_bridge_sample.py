@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from vla_jax.data import tfrecord
 from vla_jax.data.demonstrations import compute_statistics
+from vla_jax.data.formats import tfrecord
+from vla_jax.data.formats.rlds import RldsDataset
 from vla_jax.data.loader import Loader
 from vla_jax.data.normalization import Normalizer
-from vla_jax.data.rlds import RldsDataset
 from vla_jax.data.schema import DatasetConfig
 
 FOLDER = Path(__file__).parents[3] / "shared" / "data" / "bridge_rlds_sample" / "1.0.0"

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorflow_datasets.proto.tf_example_generated_pb2 import Example  # compiled protobuf: an independent reference
 
-from vla_jax.data.example_proto import ByteSpans, parse_example, serialize_example
+from vla_jax.data.formats.example_proto import ByteSpans, parse_example, serialize_example
 
 INTS = st.lists(st.integers(-(2**63), 2**63 - 1), max_size=20)
 FLOATS = st.lists(st.floats(width=32, allow_nan=False), max_size=20)

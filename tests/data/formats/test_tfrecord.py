@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from vla_jax.core.errors import DataError
-from vla_jax.data.tfrecord import masked_crc, record_spans, write_record
+from vla_jax.data.formats.tfrecord import masked_crc, record_spans, write_record
 
 PAYLOADS = [b"first", b"", b"third" * 1000]
 

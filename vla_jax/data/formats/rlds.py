@@ -18,9 +18,9 @@ import numpy as np
 from jaxtyping import Int64
 
 from vla_jax.core import errors
-from vla_jax.data import features, frame_index, image_codec
-from vla_jax.data.features import Episode, FeatureSpec
-from vla_jax.data.frame_index import Shard
+from vla_jax.data.formats import features, frame_index, image_codec
+from vla_jax.data.formats.features import Episode, FeatureSpec
+from vla_jax.data.formats.frame_index import Shard
 
 _RECORDS_KEPT = 16  # whole ArrayRecord episodes in memory: neighbours of a frame are often asked for next
 

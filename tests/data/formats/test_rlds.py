@@ -9,10 +9,10 @@ import tensorflow_datasets as tfds
 
 from tests.data.toy_rlds import CAMERAS, make_episode, toy_features
 from vla_jax.core.errors import DataError
-from vla_jax.data import image_codec, tfrecord
-from vla_jax.data.features import Episode
-from vla_jax.data.rlds import RldsDataset
-from vla_jax.data.rlds_writer import RldsWriter
+from vla_jax.data.formats import image_codec, tfrecord
+from vla_jax.data.formats.features import Episode
+from vla_jax.data.formats.rlds import RldsDataset
+from vla_jax.data.formats.rlds_writer import RldsWriter
 
 
 def test_episodes_come_back_as_written(toy, episodes):
@@ -141,7 +141,7 @@ def test_the_index_is_reused_until_the_files_change(toy, tmp_path, monkeypatch):
     cache = tmp_path / "cache"
     first = RldsDataset(copy, cache_folder=cache)
     with monkeypatch.context() as patch:
-        patch.setattr("vla_jax.data.frame_index.build", lambda *_: pytest.fail("built again"))
+        patch.setattr("vla_jax.data.formats.frame_index.build", lambda *_: pytest.fail("built again"))
         second = RldsDataset(copy, cache_folder=cache)
     np.testing.assert_array_equal(first.columns["action"], second.columns["action"])
     shard = next(path for path in copy.iterdir() if path.suffix != ".json")
