@@ -1,0 +1,73 @@
+"""What the pipeline asks of a set of episodes, whatever its format: columns in memory maps, pictures on demand."""
+
+from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Bool, Int64, UInt8
+
+from vla_jax.data.formats.faults import FaultLog
+from vla_jax.data.formats.features import FeatureSpec
+
+
+@runtime_checkable
+class EpisodeDataset(Protocol):
+    """One split. Frames are numbered through all episodes; methods are safe to call from several threads.
+
+    Names are those of `features.FeatureSpec`: `observation/front`, `action`, `language_instruction`.
+    """
+
+    faults: FaultLog  # what was skipped, at indexing and since
+
+    @property
+    def place(self) -> str:
+        """The set and split, for messages."""
+        ...
+
+    @property
+    def specs(self) -> Mapping[str, FeatureSpec]: ...
+
+    def __len__(self) -> int:
+        """Number of episodes."""
+        ...
+
+    @property
+    def num_frames(self) -> int: ...
+
+    @property
+    def episode_starts(self) -> Int64[np.ndarray, "episodes_plus_one"]:
+        """First frame of every episode, then the number of frames."""
+        ...
+
+    @property
+    def columns(self) -> Mapping[str, np.ndarray]:
+        """Tensors by name: `[frames, ...]` for step features, `[episodes, ...]` for episode features."""
+        ...
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        """The distinct strings of a text feature."""
+        ...
+
+    def text_ids(self, name: str) -> np.ndarray:
+        """For every frame (or episode) its row in `texts(name)`."""
+        ...
+
+    @property
+    def cameras(self) -> tuple[str, ...]: ...
+
+    def episode_of(self, frames: Int64[np.ndarray, "..."]) -> Int64[np.ndarray, "..."]: ...
+
+    def describe_frame(self, frame: int) -> str:
+        """The file, episode and step of a frame, for an error."""
+        ...
+
+    def image_shape(self, name: str) -> tuple[int, int, int]:
+        """Height, width and channels of a camera's stored pictures."""
+        ...
+
+    def read_images(
+        self, frames: Int64[np.ndarray, "n"], name: str, out: UInt8[np.ndarray, "n height width 3"]
+    ) -> Bool[np.ndarray, "n"]:
+        """Decode the pictures of these frames into the rows of `out`; False where one is damaged (the fault is logged,
+        the row is black). Raises DataError when `faults` does not tolerate it."""
+        ...
