@@ -72,7 +72,7 @@ class DemonstrationDataset:
             seen, is_real = seen[:, 0], is_real[:, 0]
         text = np.asarray(self._dataset.text_ids(self.config.instruction_key)[frames])
         return Observation(
-            images={camera: images.gather(seen) for camera, images in self._images.items()},
+            images={camera: images.gather(seen)[0] for camera, images in self._images.items()},
             image_mask={camera: is_real.copy() for camera in self._images},
             state=self._normalizer.normalize_state(_state(self._dataset, self.config, seen)),
             prompt=self._prompt[text],

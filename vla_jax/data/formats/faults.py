@@ -22,6 +22,9 @@ class FaultPolicy:
             raise errors.ConfigError("FaultPolicy.limit", expected="0 or more", found=self.limit)
 
 
+SKIP_AND_COUNT = FaultPolicy()
+
+
 @dataclasses.dataclass(frozen=True)
 class Fault:
     """One damaged thing."""
@@ -34,7 +37,7 @@ class Fault:
 class FaultLog:
     """The faults of one dataset so far; several threads may add to it."""
 
-    def __init__(self, policy: FaultPolicy = FaultPolicy()):
+    def __init__(self, policy: FaultPolicy = SKIP_AND_COUNT):
         self.policy = policy
         self._faults: dict[str, Fault] = {}
         self._lock = threading.Lock()

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64, UInt8
 
 from vla_jax.core import errors
 from vla_jax.data.formats import features, frame_index, image_codec
+from vla_jax.data.formats.faults import SKIP_AND_COUNT, Fault, FaultLog, FaultPolicy
 from vla_jax.data.formats.features import Episode, FeatureSpec
 from vla_jax.data.formats.frame_index import Shard
 
@@ -47,10 +48,12 @@ class RldsDataset:
         *,
         names: Sequence[str] | None = None,
         cache_folder: str | Path | None = None,
+        faults: FaultPolicy = SKIP_AND_COUNT,
     ):
         """`names` restricts the index to some features (a few of many keeps the index of a large set small). The index
         goes to `cache_folder`, by default `$XDG_CACHE_HOME/vla_jax/rlds`. Raises DataError."""
         self.folder, self.split = Path(folder), split
+        self.faults = FaultLog(faults)
         self.info = load_info(self.folder)
         if split not in self.info.splits:
             raise errors.DataError(f"{self.folder}: no split {split!r}", fix=errors.closest(split, self.info.splits))
@@ -126,6 +129,24 @@ class RldsDataset:
                 found=str(error),
                 fix="rebuild the set, or drop this episode",
             ) from error
+
+    def image_shape(self, name: str) -> tuple[int, int, int]:
+        """Height, width and channels of a camera's stored pictures, taking the first as the measure."""
+        return self.image(0, name).shape
+
+    def read_images(
+        self, frames: Int64[np.ndarray, "n"], name: str, out: UInt8[np.ndarray, "n height width 3"]
+    ) -> Bool[np.ndarray, "n"]:
+        """Decode the pictures of these frames into the rows of `out`; False where one is damaged (the fault is logged,
+        the row is black). Raises DataError when `faults` does not tolerate it."""
+        ok = np.ones(len(frames), bool)
+        for row, frame in enumerate(frames):
+            try:
+                image_codec.decode(self.image_bytes(int(frame), name), out[row])
+            except ValueError as error:
+                out[row], ok[row] = 0, False
+                self.faults.add(Fault("bad image", f'{self.describe_frame(int(frame))}, "{name}"', str(error)))
+        return ok
 
     def episode(self, i: int) -> Episode:
         """Episode `i` with every indexed feature, images decoded, texts as strings."""
