@@ -1,0 +1,112 @@
+"""DROID 1.0.1: the idle filter against hand-made cases and an independent reference, and its keys."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipelines import droid
+from data_pipelines.droid_synthetic import DroidSyntheticConfig, generate
+from vla_jax.core import errors
+from vla_jax.data import kept_frames
+from vla_jax.data.formats.rlds import RldsDataset
+
+
+def commands(is_moving: list[bool]) -> np.ndarray:
+    """Velocity commands that change at a step exactly where `is_moving` says so."""
+    values = np.cumsum(np.asarray(is_moving, float)) % 2
+    return np.repeat(values[:, None], 7, axis=1) * 0.5
+
+
+def reference_ranges(joint_velocity, threshold=1e-3, shortest_idle=7, shortest_kept=16, dropped_end=10):
+    """The rule step by step: label runs, blank the long idle ones, collect the long remaining ones."""
+    length = len(joint_velocity)
+    idle = [False] + [
+        all(abs(joint_velocity[t][j] - joint_velocity[t - 1][j]) < threshold for j in range(7))
+        for t in range(1, length)
+    ]
+    dropped, t = set(), 0
+    while t < length:
+        end = t
+        while end < length and idle[end]:
+            end += 1
+        if end - t >= shortest_idle:
+            dropped.update(range(t, end))
+        t = max(end, t + 1)
+    found, t = [], 0
+    while t < length:
+        end = t
+        while end < length and end not in dropped:
+            end += 1
+        if end - t >= shortest_kept:
+            found.append((t, end - dropped_end))
+        t = max(end, t + 1)
+    return found
+
+
+def test_a_pause_of_six_steps_stays_and_one_of_seven_splits_the_episode():
+    for pause, expected in ((6, [(0, 36)]), (7, [(0, 10), (27, 37)])):
+        # 20 moving steps, the pause, 20 moving: 46 or 47 steps; the last 10 of every stretch are cut off.
+        moving = [True] * 20 + [False] * pause + [True] * 20
+        assert [tuple(run) for run in droid.moving_ranges(commands(moving))] == expected
+
+
+def test_a_moving_stretch_shorter_than_sixteen_steps_is_dropped():
+    for length, expected in ((15, []), (16, [(0, 6)])):
+        moving = [True] * length + [False] * 30
+        assert [tuple(run) for run in droid.moving_ranges(commands(moving))] == expected
+
+
+def test_one_moving_joint_is_enough_and_a_steady_command_is_idle():
+    one_joint = np.zeros((30, 7))
+    one_joint[::2, 6] = 0.01
+    assert droid.moving_ranges(one_joint).tolist() == [[0, 20]]
+    assert droid.moving_ranges(np.full((30, 7), 0.3)).tolist() == []
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 25)), max_size=8))
+def test_ranges_are_those_of_the_step_by_step_rule(pieces):
+    values = commands([flag for flag, count in pieces for _ in range(count)])
+    assert [tuple(run) for run in droid.moving_ranges(values)] == reference_ranges(values)
+
+
+def test_a_rule_that_could_cut_more_than_it_keeps_is_refused():
+    with pytest.raises(errors.ConfigError, match="dropped_end <= shortest_kept"):
+        droid.IdleRule(shortest_kept=5, dropped_end=6)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    config = DroidSyntheticConfig(num_episodes=5, shortest=50, longest=70, success_rate=0.6)
+    return generate(tmp_path_factory.mktemp("droid") / "1.0.1", config)
+
+
+@pytest.fixture(autouse=True)
+def index_cache(monkeypatch, tmp_path_factory):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "droid_cache"))
+
+
+def test_keys_are_those_of_openpis_ranges_file(folder):
+    dataset = RldsDataset(folder, names=droid.FILTER_NAMES)
+    ranges = droid.kept_ranges(dataset)
+    assert len(ranges) == 5
+    first = dataset.episode(0).metadata
+    folderpath, file_path = first["episode_metadata/recording_folderpath"], first["episode_metadata/file_path"]
+    assert next(iter(ranges)) == f"{folderpath}--{file_path}"
+
+
+def test_our_filter_drops_the_idle_stretches_and_its_file_selects_frames(folder, tmp_path):
+    dataset = RldsDataset(folder, names=droid.FILTER_NAMES)
+    ranges = droid.kept_ranges(dataset)
+    kept_frames.save(tmp_path / "kept.json", ranges)
+    mask = kept_frames.frame_mask(dataset, kept_frames.load(tmp_path / "kept.json"))
+    assert 0.1 < mask.mean() < 0.9
+    velocity = np.asarray(dataset.columns["action_dict/joint_velocity"])
+    # Waiting shows as zero commands; a kept step may be a pause, so that few but not none of them are zero.
+    assert (velocity[mask] == 0).all(axis=1).mean() < 0.5 * (velocity[~mask] == 0).all(axis=1).mean()
+
+
+def test_another_set_has_no_commands_to_judge_by(folder):
+    with pytest.raises(errors.DataError, match="action_dict/joint_velocity"):
+        droid.kept_ranges(RldsDataset(folder, names=("action", *kept_frames.KEY_FEATURES)))
