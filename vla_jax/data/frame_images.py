@@ -6,7 +6,6 @@ from jaxtyping import Bool, Int64, UInt8
 from vla_jax.core import images
 from vla_jax.data.formats.episodes import EpisodeDataset
 
-
 Pictures = UInt8[np.ndarray, "n height width 3"]
 
 
