@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vla_jax.data.windows import action_windows, history_windows, hold_still
+from vla_jax.data.windows import action_windows, future_frame, history_windows, hold_still
 
 
 def test_a_chunk_stops_at_the_end_of_its_episode():
@@ -38,3 +38,8 @@ def test_held_actions_stop_moving_and_keep_the_gripper():
     held = hold_still(actions, np.array([[True, True, False]]), displacement_dims=(0,))
     np.testing.assert_array_equal(held, np.array([[[0.5, 1.0], [0.7, -1.0], [0.0, -1.0]]], np.float32))
     np.testing.assert_array_equal(actions, given_actions)
+
+
+def test_the_future_ends_with_the_episode():
+    frame, is_real = future_frame(np.array([0, 3, 5]), np.array([5, 5, 8]), 2)
+    assert frame.tolist() == [2, 4, 7] and is_real.tolist() == [True, False, True]

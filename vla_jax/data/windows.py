@@ -42,3 +42,10 @@ def hold_still(
     held = actions.copy()
     held[..., list(displacement_dims)] *= mask[..., None]
     return held
+
+
+def future_frame(
+    frames: Int64[np.ndarray, "b"], episode_stops: Int64[np.ndarray, "b"], offset: int
+) -> tuple[Int64[np.ndarray, "b"], Bool[np.ndarray, "b"]]:
+    """The frame `offset` steps ahead, held at the last one of the episode, and whether the episode gets that far."""
+    return np.minimum(frames + offset, episode_stops - 1), frames + offset < episode_stops
