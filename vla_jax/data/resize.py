@@ -1,0 +1,93 @@
+"""Pictures of any size become pictures of the size a policy sees.
+
+    pad      the whole picture, scaled to fit and centred, black bars where nothing was
+    crop     the largest centred part of the right proportions, scaled
+    stretch  the whole picture, each side scaled by itself
+
+Scaling is PIL's bilinear filter, which widens its support when it shrinks (an area-weighted triangle), so nothing
+aliases. JPEGs are decoded whole first: decoding at a fraction of the size is faster, but no scale of libjpeg gives the
+pixels that decoding and scaling give.
+"""
+
+from typing import Literal, Protocol
+
+import numpy as np
+from jaxtyping import Bool, Int64, UInt8
+from PIL import Image
+
+from vla_jax.core import errors
+
+Fit = Literal["pad", "crop", "stretch"]
+Size = tuple[int, int, Fit]  # height, width, how
+
+
+class PictureSource(Protocol):
+    """What reading pictures needs of a dataset; `EpisodeDataset` has more."""
+
+    @property
+    def num_frames(self) -> int: ...
+
+    def image_shape(self, name: str) -> tuple[int, int, int]: ...
+
+    def read_images(
+        self, frames: Int64[np.ndarray, "n"], name: str, out: UInt8[np.ndarray, "n height width 3"]
+    ) -> Bool[np.ndarray, "n"]: ...
+
+
+def resize(
+    picture: UInt8[np.ndarray, "h w 3"], size: Size, out: UInt8[np.ndarray, "height width 3"] | None = None
+) -> UInt8[np.ndarray, "height width 3"]:
+    """One picture in the new size, written into `out` if given."""
+    height, width, fit = size
+    out = np.empty((height, width, 3), np.uint8) if out is None else out
+    if picture.shape == out.shape:
+        out[...] = picture
+        return out
+    tall, wide = picture.shape[:2]
+    inner, box = (height, width), (0.0, 0.0, float(wide), float(tall))
+    if fit == "pad":
+        ratio = max(wide / width, tall / height)
+        inner = (max(1, int(tall / ratio)), max(1, int(wide / ratio)))
+    elif fit == "crop":
+        ratio = min(wide / width, tall / height)
+        left, top = (wide - width * ratio) / 2, (tall - height * ratio) / 2
+        box = (left, top, wide - left, tall - top)
+    scaled = Image.fromarray(picture).resize((inner[1], inner[0]), Image.Resampling.BILINEAR, box=box)
+    top, left = (height - inner[0]) // 2, (width - inner[1]) // 2
+    if inner != (height, width):
+        out[...] = 0
+    out[top : top + inner[0], left : left + inner[1]] = np.asarray(scaled)
+    return out
+
+
+class ResizedPictures:
+    """A source whose pictures have another size; each is scaled as soon as it is decoded, one at a time."""
+
+    def __init__(self, source: PictureSource, size: Size):
+        self._source, self._size = source, size
+
+    @property
+    def num_frames(self) -> int:
+        return self._source.num_frames
+
+    def image_shape(self, name: str) -> tuple[int, int, int]:
+        return (*self._size[:2], 3)
+
+    def read_images(
+        self, frames: Int64[np.ndarray, "n"], name: str, out: UInt8[np.ndarray, "n height width 3"]
+    ) -> Bool[np.ndarray, "n"]:
+        stored = np.empty((1, *self._source.image_shape(name)), np.uint8)
+        ok = np.empty(len(frames), bool)
+        for row in range(len(frames)):
+            ok[row] = self._source.read_images(frames[row : row + 1], name, stored)[0]
+            resize(stored[0], self._size, out[row])
+        return ok
+
+
+def check(size: Size, place: str) -> None:
+    """Raise ConfigError unless this is a size."""
+    height, width, fit = size
+    if height < 1 or width < 1 or fit not in ("pad", "crop", "stretch"):
+        raise errors.ConfigError(
+            place, expected='(height, width, how), how one of "pad", "crop", "stretch"', found=size
+        )
