@@ -33,8 +33,9 @@ ACTION_DIMS = {
     "joint_position": 7,
     "joint_velocity": 7,
 }
-SUCCESS = (r"episode_metadata/file_path", r".*success.*")  # feature, and what it matches as a whole
-FILTER_NAMES = ("action_dict/joint_velocity", *kept_frames.KEY_FEATURES)  # all that `kept_ranges` reads
+SUCCESS = ("episode_metadata/file_path", r".*success.*")  # feature, and what it matches as a whole
+KEY_NAMES = ("episode_metadata/recording_folderpath", "episode_metadata/file_path")
+FILTER_NAMES = ("action_dict/joint_velocity", *KEY_NAMES)  # all that `kept_ranges` reads
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tensorflow_datasets.core.features import Scalar, Text
 
 from vla_jax.core import errors
 from vla_jax.data import kept_frames
+from vla_jax.data.formats.features import Episode, demonstration_flags, episode_features
 from vla_jax.data.formats.rlds import RldsDataset
+from vla_jax.data.formats.rlds_writer import RldsWriter
 
 # tests/data/toy_rlds.py: episodes of 5, 1, 7 and 3 steps with file_path "file 0" to "file 3" and no recording folder.
 
@@ -34,6 +37,32 @@ def test_ranges_of_another_set_are_refused(toy_folder):
 def test_an_episode_feature_that_names_episodes_is_asked_for(toy_folder):
     with pytest.raises(errors.DataError, match="no names that ranges could refer to"):
         kept_frames.episode_keys(RldsDataset(toy_folder, names=("action",)))
+
+
+def test_a_number_tells_episodes_of_one_file_apart(tmp_path):
+    features = episode_features({}, 1, 1, {"file_path": Text(), "episode_id": Scalar(dtype=np.int32)})
+    with RldsWriter(tmp_path / "1.0.0", features, "numbered") as writer:
+        for number in (4, 5):
+            writer.write(short_episode({"file_path": "out.npy", "episode_id": np.int32(number)}))
+    dataset = RldsDataset(tmp_path / "1.0.0", cache_folder=tmp_path)
+    assert kept_frames.episode_keys(dataset) == ("out.npy--4", "out.npy--5")
+    assert kept_frames.frame_mask(dataset, {"out.npy--5": [(0, 1)]}).tolist() == [False, False, True, False]
+
+
+def test_a_key_that_two_episodes_share_cannot_select(tmp_path):
+    with RldsWriter(tmp_path / "1.0.0", episode_features({}, 1, 1, {"file_path": Text()}), "twins") as writer:
+        for _ in range(2):
+            writer.write(short_episode({"file_path": "out.npy"}))
+    dataset = RldsDataset(tmp_path / "1.0.0", cache_folder=tmp_path)
+    with pytest.raises(errors.DataError, match=r"'out\.npy' is not one episode"):
+        kept_frames.frame_mask(dataset, {"out.npy": [(0, 1)]})
+
+
+def short_episode(metadata):
+    """Two steps of nothing."""
+    zeros = np.zeros((2, 1), np.float32)
+    steps = {"observation/state": zeros, "action": zeros, "language_instruction": "", **demonstration_flags(2)}
+    return Episode(steps, {f"episode_metadata/{name}": value for name, value in metadata.items()})
 
 
 @given(st.lists(st.booleans(), max_size=40))

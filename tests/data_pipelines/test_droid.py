@@ -109,4 +109,4 @@ def test_our_filter_drops_the_idle_stretches_and_its_file_selects_frames(folder,
 
 def test_another_set_has_no_commands_to_judge_by(folder):
     with pytest.raises(errors.DataError, match="action_dict/joint_velocity"):
-        droid.kept_ranges(RldsDataset(folder, names=("action", *kept_frames.KEY_FEATURES)))
+        droid.kept_ranges(RldsDataset(folder, names=("action", *droid.KEY_NAMES)))
