@@ -1,0 +1,151 @@
+"""How a policy does on recorded episodes it was not trained on: its own loss, and how far its actions are off.
+
+Open loop: at frames spread over the held-out episodes, the recorded observation goes in and the sampled chunk is
+compared with the recorded one, in the units of the robot. The same frames and the same noise at every evaluation, so
+that a curve over training shows the policy and not the draw.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Float64, Int64, Key
+
+from vla_jax.core import errors, keys
+from vla_jax.core.types import Demonstrations, Metrics, Observation, Params
+
+
+class Imitator(Protocol):
+    """A learner whose loss is one of demonstrations."""
+
+    def loss(self, params: Params, key: Key[Array, ""], batch: Demonstrations) -> tuple[Float[Array, ""], Metrics]:
+        """The mean over the batch, weighted by `batch.weight`."""
+        ...
+
+    def initial_memory(self, batch_size: int) -> Any: ...
+
+    def act(
+        self, actor_params: Params, key: Key[Array, ""], observation: Observation, memory: Any
+    ) -> tuple[Float[Array, "b h a"], Any]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOutSet:
+    """The held-out frames of one dataset. Sets of one embodiment are reported together."""
+
+    embodiment: str
+    num_frames: int
+    batch: Callable[[Int64[np.ndarray, "b"]], Demonstrations]  # of these of its frames, normalized
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOutConfig:
+    max_frames: int = 512  # of every set, evenly spread over its held-out frames
+    batch_size: int = 64
+    seed: int = 0  # of the policy's noise
+
+    def __post_init__(self):
+        if self.max_frames < 1 or self.batch_size < 1:
+            raise errors.ConfigError(
+                "HeldOutConfig",
+                expected="max_frames and batch_size of 1 or more",
+                found=(self.max_frames, self.batch_size),
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sums:
+    """Over frames (loss) and over real action steps (error); they add up over batches and sets."""
+
+    loss: float
+    weight: float
+    error: Float64[np.ndarray, "a"]
+    steps: Float64[np.ndarray, "a"]
+
+    def __add__(self, other: "_Sums") -> "_Sums":
+        return _Sums(*(getattr(self, f.name) + getattr(other, f.name) for f in dataclasses.fields(self)))
+
+
+class HeldOut:
+    """Call it with the actor's parameters, as `fit` does with `evaluate`."""
+
+    def __init__(
+        self,
+        learner: Imitator,
+        sets: Sequence[HeldOutSet],
+        unnormalize: Callable[[Float[Array, "*b h action_dim"]], Float[Array, "*b h a"]],
+        action_names: Sequence[str],
+        config: HeldOutConfig = HeldOutConfig(),
+    ):
+        """`action_names` are those of the robot's dims, in order. Raises DataError when a set holds out nothing."""
+        for held_out in sets:
+            if held_out.num_frames == 0:
+                raise errors.DataError(
+                    f"{held_out.embodiment}: no held-out episode",
+                    expected="at least one episode in the validation subset",
+                    fix="raise DatasetConfig.holdout, or set it to 0 to do without validation",
+                )
+        self._sets, self._names, self._config = tuple(sets), tuple(action_names), config
+        self._key = keys.stream(config.seed, "held_out")
+        self._judge = jax.jit(_judge(learner, unnormalize))
+
+    def __call__(self, actor_params: Params, step: int) -> dict[str, float]:
+        """`validation/loss`, `validation/action_error` (mean absolute, over dims, in the robot's units) and the same
+        per dim, over all sets; with several embodiments also for each, under `validation/<embodiment>/`."""
+        by_embodiment: dict[str, _Sums] = {}
+        for held_out in self._sets:
+            sums = self._measure(held_out, actor_params)
+            found = by_embodiment.get(held_out.embodiment)
+            by_embodiment[held_out.embodiment] = sums if found is None else found + sums
+        totals = list(by_embodiment.values())
+        metrics = self._metrics("validation", sum(totals[1:], totals[0]))
+        if len(by_embodiment) > 1:
+            for name, sums in by_embodiment.items():
+                metrics |= self._metrics(f"validation/{name}", sums)
+        return metrics
+
+    def _measure(self, held_out: HeldOutSet, actor_params: Params) -> _Sums:
+        count, size = min(held_out.num_frames, self._config.max_frames), self._config.batch_size
+        frames = np.linspace(0, held_out.num_frames - 1, count).round().astype(np.int64)
+        sums = []
+        for number, start in enumerate(range(0, count, size)):
+            rows = frames[start : start + size]
+            batch = held_out.batch(np.resize(rows, size))  # one size, one program: what repeats weighs nothing
+            is_real = np.arange(size) < len(rows)
+            sums.append(jax.device_get(self._judge(actor_params, keys.at_step(self._key, number), batch, is_real)))
+        return _Sums(*(np.sum([np.asarray(part[i], np.float64) for part in sums], axis=0) for i in range(4)))
+
+    def _metrics(self, prefix: str, sums: _Sums) -> dict[str, float]:
+        by_dim = sums.error / np.maximum(sums.steps, 1)
+        if len(by_dim) != len(self._names):
+            raise errors.ConfigError(
+                "held-out action error", expected=f"{len(by_dim)} action names, one per dim", found=self._names
+            )
+        return {
+            f"{prefix}/loss": float(sums.loss / max(sums.weight, 1e-9)),
+            f"{prefix}/action_error": float(by_dim.mean()),
+            **{f"{prefix}/action_error_{name}": float(e) for name, e in zip(self._names, by_dim, strict=True)},
+        }
+
+
+def _judge(learner: Imitator, unnormalize: Callable) -> Callable:
+    def judge(params: Params, key: Key[Array, ""], batch: Demonstrations, is_real: Bool[Array, "b"]):
+        """Sums of loss and weight over the batch, and of error and steps over it per dim."""
+        loss_key, act_key = jax.random.split(key)
+        batch = batch.replace(weight=batch.weight * is_real)
+        loss, _ = learner.loss(params, loss_key, batch)
+        actions, _ = learner.act(params, act_key, batch.observation, learner.initial_memory(len(is_real)))
+        error = jnp.abs(unnormalize(actions) - unnormalize(batch.actions))
+        counted = batch.action_mask[..., : error.shape[-1]] * batch.weight[:, None, None]
+        weight = batch.weight.sum()
+        return loss * weight, weight, (error * counted).sum((0, 1)), counted.sum((0, 1))
+
+    return judge
+
+
+def together(*parts: Callable[[Params, int], Mapping[str, float]]) -> Callable[[Params, int], dict[str, float]]:
+    """Several evaluations as one, for `fit`."""
+    return lambda actor_params, step: {k: v for part in parts for k, v in part(actor_params, step).items()}
