@@ -7,7 +7,7 @@ from typing import Literal
 
 from vla_jax.core import errors
 
-FaultKind = Literal["corrupt record", "truncated shard", "missing file", "bad image"]
+FaultKind = Literal["corrupt record", "truncated shard", "wrong episode count", "missing file", "bad image"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,51 +5,27 @@ a step feature is called by what follows `steps/`, and an episode feature keeps 
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Bool, Float32
 
 from vla_jax.core import errors
+from vla_jax.data.formats.specs import Episode as Episode
+from vla_jax.data.formats.specs import FeatureSpec as FeatureSpec
 
-_STEPS = "steps/"
-
-
-@dataclasses.dataclass(frozen=True)
-class FeatureSpec:
-    """One feature of a step or of an episode."""
-
-    name: str  # "observation/front", "action", "episode_metadata/file_path"
-    kind: Literal["image", "text", "tensor"]
-    shape: tuple[int | None, ...]  # of one step; () for text
-    dtype: str  # as features.json has it; float64 is stored in 32 bits, text is "object"
-    is_step: bool
-
-    @property
-    def key(self) -> str:
-        """The name inside the serialized Example."""
-        return _STEPS + self.name if self.is_step else self.name
-
-    @property
-    def stored_dtype(self) -> np.dtype:
-        return np.dtype(np.float32 if np.dtype(self.dtype).kind == "f" else self.dtype)
-
-    def __str__(self) -> str:
-        return f"{self.kind} {self.dtype} {list(self.shape)}"
+_RAGGED = "/ragged_flat_values"  # where TFDS puts the values of a sequence within a sequence
 
 
 @dataclasses.dataclass(frozen=True)
-class Episode:
-    """One trial from start to end; step features by their flat names, with the steps along axis 0.
+class Schema:
+    """What features.json says."""
 
-    Images are uint8 `t h w 3` or a sequence of encoded JPEGs; texts are one string for all steps or one per step.
-    """
-
-    steps: Mapping[str, Any]
-    metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # "episode_metadata/file_path": ...
+    specs: Mapping[str, FeatureSpec]  # step features first, each group by name
+    unusable: Mapping[str, str]  # features that are left out, and why
+    one_record_per_step: bool  # instead of one per episode; `is_first` then says where episodes begin
 
 
 def episode_features(
@@ -93,7 +69,12 @@ def demonstration_flags(num_steps: int) -> dict[str, Float32[np.ndarray, "t"] | 
 
 
 def load_specs(folder: Path) -> dict[str, FeatureSpec]:
-    """The flat features of the dataset in `folder`, by name."""
+    """The usable features of the dataset in `folder`, by name."""
+    return dict(load_schema(folder).specs)
+
+
+def load_schema(folder: Path) -> Schema:
+    """What features.json in `folder` says. Raises DataError when there is none, or when it describes no episodes."""
     if not (folder / "features.json").is_file():
         raise errors.DataError(
             f"{folder}: not an RLDS dataset",
@@ -101,35 +82,103 @@ def load_specs(folder: Path) -> dict[str, FeatureSpec]:
             found=", ".join(sorted(p.name for p in folder.iterdir())[:8]) if folder.is_dir() else "no such folder",
             fix="give the version folder, for example <root>/<dataset>/1.0.0",
         )
-    return flat_specs(tfds.features.FeaturesDict.from_config(str(folder)))
+    return schema_of(tfds.features.FeaturesDict.from_config(str(folder)))
 
 
 def flat_specs(features: tfds.features.FeaturesDict) -> dict[str, FeatureSpec]:
-    """Every image, text and dense tensor of a features tree. Others (ragged, encoded) are left out: reading one fails
-    as a missing key does, and the rest of the dataset stays usable."""
-    if "steps" not in features or not isinstance(features["steps"], tfds.features.Dataset):
+    """Every usable image, text and tensor of a features tree, by name."""
+    return dict(schema_of(features).specs)
+
+
+def schema_of(features: tfds.features.FeaturesDict) -> Schema:
+    """A features tree as a flat table. Raises DataError when it is neither of episodes nor of steps.
+
+    Features without a fixed shape (ragged ones) and pictures that are not uint8 are listed as unusable; the
+    rest of the dataset stays usable.
+    """
+    steps = dict(features).get("steps")
+    if isinstance(steps, tfds.features.Sequence) and isinstance(steps.feature, tfds.features.FeaturesDict):
+        found = [*_walk(steps.feature, _Place("", True, "steps/", 1)), *_walk(features, _Place("", False, "", 0))]
+    elif "is_first" in features and "is_last" in features:
+        found = list(_walk(features, _Place("", True, "", 0)))
+    else:
         raise errors.DataError(
             "the features describe no episodes",
-            expected='a nested dataset called "steps"',
+            expected='a nested dataset called "steps", or steps with "is_first" and "is_last"',
             found=", ".join(sorted(features)),
             fix="convert the set to RLDS: one record per episode",
         )
-    specs = list(_walk(features["steps"].feature, "", True))
-    specs += _walk(features, "", False)  # does not enter the nested dataset
-    return {spec.name: spec for spec in sorted(specs, key=lambda spec: (not spec.is_step, spec.name))}
+    specs = sorted(
+        (spec for spec in found if isinstance(spec, FeatureSpec)), key=lambda spec: (not spec.is_step, spec.name)
+    )
+    return Schema(
+        specs={spec.name: spec for spec in specs},
+        unusable={item.name: item.reason for item in found if isinstance(item, _Unusable)},
+        one_record_per_step=steps is None,
+    )
 
 
-def _walk(feature: tfds.features.FeatureConnector, name: str, is_step: bool):
+@dataclasses.dataclass(frozen=True)
+class _Unusable:
+    name: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """Where in the tree we are."""
+
+    name: str
+    is_step: bool
+    prefix: str  # of names inside the Example
+    rank: int  # sequences around this feature
+    lengths: tuple[int | None, ...] = ()  # of those inside the step
+
+    def child(self, name: str) -> "_Place":
+        return dataclasses.replace(self, name=f"{self.name}/{name}" if self.name else name)
+
+    def inside(self, length: int | None) -> "_Place":
+        return dataclasses.replace(self, rank=self.rank + 1, lengths=(*self.lengths, length))
+
+
+def _walk(feature: tfds.features.FeatureConnector, place: _Place) -> Iterator[FeatureSpec | _Unusable]:
     if isinstance(feature, tfds.features.FeaturesDict):
         for child in feature:
-            yield from _walk(feature[child], f"{name}/{child}" if name else child, is_step)
+            if place.name or child != "steps" or not isinstance(feature[child], tfds.features.Sequence):
+                yield from _walk(feature[child], place.child(child))
+    elif isinstance(feature, tfds.features.Sequence):
+        length = feature.to_json_content().length  # -1 says that it varies
+        yield from _walk(feature.feature, place.inside(None if length < 0 else length))
     elif isinstance(feature, tfds.features.Image):
-        yield FeatureSpec(name, "image", tuple(feature.shape), "uint8", is_step)
-    elif isinstance(feature, tfds.features.Text):
-        yield FeatureSpec(name, "text", (), "object", is_step)
-    elif isinstance(feature, tfds.features.Tensor):  # Scalar is one too
-        dtype = np.dtype(feature.np_dtype)
-        if dtype.kind == "O" and feature.shape == ():
-            yield FeatureSpec(name, "text", (), "object", is_step)
-        elif dtype.kind in "iufb" and None not in feature.shape:
-            yield FeatureSpec(name, "tensor", tuple(feature.shape), dtype.name, is_step)
+        yield _image(feature, place)
+    elif isinstance(feature, tfds.features.Tensor):  # Scalar, Text and ClassLabel are, too
+        yield _tensor(feature, place)
+    else:
+        yield _Unusable(place.name, f"{type(feature).__name__} is a kind of feature that is not read")
+
+
+def _image(feature: tfds.features.Image, place: _Place) -> FeatureSpec | _Unusable:
+    if not place.is_step or place.lengths:
+        return _Unusable(place.name, "only pictures of a step, one per camera, are read")
+    if np.dtype(feature.np_dtype) != np.uint8:
+        return _Unusable(place.name, f"pictures are uint8, and these are {np.dtype(feature.np_dtype).name}")
+    return FeatureSpec(place.name, "image", tuple(feature.shape), "uint8", True, stored_as=place.prefix + place.name)
+
+
+def _tensor(feature: tfds.features.Tensor, place: _Place) -> FeatureSpec | _Unusable:
+    shape, dtype = (*place.lengths, *feature.shape), np.dtype(feature.np_dtype)
+    if None in shape:
+        return _Unusable(place.name, f"its shape {list(shape)} varies, and a column has one shape")
+    if dtype.kind not in "iufbO":
+        return _Unusable(place.name, f"{dtype.name} is not read")
+    is_plain = type(feature) in (tfds.features.Tensor, tfds.features.Scalar)  # only these have an encoding
+    return FeatureSpec(
+        place.name,
+        "text" if dtype.kind == "O" else "tensor",
+        shape,
+        "object" if dtype.kind == "O" else dtype.name,
+        place.is_step,
+        optional=bool(feature.get_tensor_info().optional),
+        encoding=(feature.to_json_content().encoding or "none") if is_plain else "none",
+        stored_as=place.prefix + place.name + (_RAGGED if place.rank > 1 else ""),
+    )

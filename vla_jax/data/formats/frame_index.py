@@ -1,263 +1,208 @@
 """Where every frame of an RLDS split lies, and its low-dimensional columns, built once and kept as .npy files.
 
-Building walks the wire format of every record (and checks its checksum); afterwards one frame costs one slice per
-camera. The index lives in a cache folder, never beside the data, under a fingerprint of the files (path, size,
-modification time), the features and the columns asked for.
+Building walks the wire format of every record and checks its checksum; afterwards one frame costs one slice per camera.
+
+    <cache>/<dataset>-<split>-<hash of its folder>/      or <dataset folder>/.vla_jax_index/<split>/
+        <hash of the features>/specs.json
+        <hash of the features>/parts/<fingerprint>.npz   one per shard: a build that was killed goes on from here
+        <hash of the features>/<fingerprint>/*.npy       the parts joined, memory-mapped when read
+
+A fingerprint is made of the file's name, size and modification time, and the number of records it should hold. A shard
+that changed gets a new part, and the others keep theirs.
 """
 
 import dataclasses
 import hashlib
 import json
-import mmap
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from array_record.python import array_record_module
-from jaxtyping import Int32, Int64
+from jaxtyping import Int32, Int64, UInt32
 
-from vla_jax.core import errors
-from vla_jax.data.formats import tfrecord
-from vla_jax.data.formats.example_proto import ByteSpans, Value, parse_example
-from vla_jax.data.formats.features import FeatureSpec
+from vla_jax.data.formats import index_build, index_join, index_workers
+from vla_jax.data.formats.faults import Fault, FaultLog
+from vla_jax.data.formats.index_build import Split
+from vla_jax.data.formats.index_workers import Job
+from vla_jax.data.formats.records import RecordPlaces, Shard
+from vla_jax.data.formats.specs import FeatureSpec
 
-_VERSION = 1  # raise it when the arrays below change their meaning
-
-
-@dataclasses.dataclass(frozen=True)
-class Shard:
-    """One record file and the number of episodes dataset_info.json promises in it."""
-
-    path: Path
-    num_episodes: int
-    file_format: str
+Progress = Callable[[int, int], None]  # shards done, shards in all
+_VERSION = 2  # raise it when the arrays change their meaning
+_BYTES_WITHOUT_WORKERS = 256 << 20  # read in this process: starting others takes as long
 
 
 @dataclasses.dataclass(frozen=True)
 class FrameIndex:
-    """Arrays over the frames (axis 0, episodes one after the other) or over the episodes of a split."""
+    """Arrays over the frames (axis 0, episodes one after the other), the episodes or the records of a split."""
 
     episode_starts: Int64[np.ndarray, "episodes_plus_one"]  # frame numbers; the last entry is the number of frames
-    episode_shard: Int32[np.ndarray, "episodes"]
-    episode_record: Int32[np.ndarray, "episodes"]  # within the shard
-    columns: dict[str, np.ndarray]  # per frame [frames, ...], or per episode [episodes, ...]
-    text_ids: dict[str, Int32[np.ndarray, "frames"]]  # rows of `texts`
-    texts: dict[str, tuple[str, ...]]
-    image_offsets: dict[str, Int64[np.ndarray, "frames"]]  # in the shard file (TFRecord) or the record (ArrayRecord)
-    image_lengths: dict[str, Int32[np.ndarray, "frames"]]
+    records: RecordPlaces  # one per episode, or one per frame
+    one_record_per_step: bool
+    columns: Mapping[str, np.ndarray]  # per frame [frames, ...], or per episode [episodes, ...]
+    text_ids: Mapping[str, Int32[np.ndarray, "frames"]]  # rows of `texts`
+    texts: Mapping[str, tuple[str, ...]]
+    image_offsets: Mapping[str, UInt32[np.ndarray, "frames"]]  # in the payload of the record
+    image_lengths: Mapping[str, UInt32[np.ndarray, "frames"]]  # 0 where there is no picture
+    faults: tuple[Fault, ...]
 
 
-def load_or_build(shards: list[Shard], specs: Mapping[str, FeatureSpec], cache_folder: Path) -> FrameIndex:
-    """The index of these shards, restricted to `specs`. Raises DataError on damaged shards or missing features."""
-    folder = cache_folder / _fingerprint(shards, specs)
-    if not (folder / "index.json").is_file():
-        index = build(shards, specs)
-        _save(index, folder)
-    return _load(folder)  # memory-mapped either way: a large index is paged in as it is used
+def load_or_build(
+    split: Split,
+    folder: Path,
+    log: FaultLog,
+    *,
+    num_workers: int | None = None,
+    progress: Progress | None = None,
+) -> FrameIndex:
+    """The index of a split, from `folder` or put there.
+
+    What is damaged is left out and goes to `log`, now and whenever the index is loaded. Raises DataError when the log
+    does not tolerate it, when nothing usable is left, or when a worker process fails.
+    """
+    found = find(split, folder)
+    if found is None:
+        found = _build(split, folder / _hash_specs(split), log, num_workers or _num_cores(), progress)
+    index = _load(found, split)
+    for fault in index.faults:
+        log.add(fault)
+    return index
 
 
-def build(shards: list[Shard], specs: Mapping[str, FeatureSpec]) -> FrameIndex:
-    collector = _Collector(specs)
-    for number, shard in enumerate(shards):
-        record = -1
-        for record, (buffer, start, stop) in enumerate(_records(shard)):
-            place = f"{shard.path}, episode {record}"
-            try:
-                example = parse_example(buffer, start, stop)
-            except ValueError as error:
-                raise errors.DataError(
-                    f"{place}: the record is not a tf.train.Example",
-                    found=str(error),
-                    fix="check that this is RLDS in TFRecord or ArrayRecord form",
-                ) from error
-            collector.add(example, buffer, number, record, place)
-        if record + 1 != shard.num_episodes:
-            raise errors.DataError(
-                f"{shard.path}: the shard is incomplete",
-                expected=f"{shard.num_episodes} episodes, says dataset_info.json",
-                found=f"{record + 1}",
-                fix="copy or download this file again",
-            )
-    return collector.finish()
+def find(split: Split, folder: Path) -> Path | None:
+    """An index of these files with at least these features, or None."""
+    exact = folder / _hash_specs(split)
+    for candidate in (exact, *(sorted(folder.iterdir()) if folder.is_dir() else ())):
+        joined = candidate / _hash_shards(split)
+        if (joined / "index.json").is_file() and (candidate / "specs.json").is_file():
+            stored = {spec["name"]: spec for spec in json.loads((candidate / "specs.json").read_text())}
+            if all(stored.get(name) == _as_json(spec) for name, spec in split.specs.items()):
+                return joined
+    return None
 
 
-def open_buffer(path: Path) -> mmap.mmap | bytes:
-    """The whole file as a read-only memory map (an empty file cannot be mapped)."""
-    with path.open("rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b""
-
-
-def open_array_record(path: Path) -> array_record_module.ArrayRecordReader:
-    try:
-        reader = array_record_module.ArrayRecordReader(str(path))
-        if not reader.ok():
-            raise RuntimeError("the reader reports an error")
-    except (RuntimeError, ValueError) as error:
-        raise _damaged(path, error) from error
-    return reader
-
-
-def read_array_record(reader: array_record_module.ArrayRecordReader, record: int, path: Path) -> bytes:
-    try:
-        return reader.read([record])[0]
-    except (RuntimeError, ValueError, IndexError) as error:
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: Exception) -> errors.DataError:
-    return errors.DataError(
-        f"{path}: the file is truncated or corrupt",
-        expected="a readable ArrayRecord file",
-        found=str(error),
-        fix="copy or download this file again and compare its size with the source",
-    )
-
-
-def _records(shard: Shard) -> Iterator[tuple[mmap.mmap | bytes, int, int]]:
-    if shard.file_format == "tfrecord":
-        buffer = open_buffer(shard.path)
-        for start, stop in tfrecord.record_spans(buffer, shard.path):
-            yield buffer, start, stop
-    else:
-        reader = open_array_record(shard.path)
-        for record in range(reader.num_records()):
-            payload = read_array_record(reader, record, shard.path)
-            yield payload, 0, len(payload)
-
-
-class _Collector:
-    """Appends episodes; `finish` concatenates."""
-
-    def __init__(self, specs: Mapping[str, FeatureSpec]):
-        self._specs = specs
-        self._lengths: list[int] = []
-        self._shard: list[int] = []
-        self._record: list[int] = []
-        self._parts: dict[str, list[np.ndarray]] = {name: [] for name in specs}
-        self._spans: dict[str, list[ByteSpans]] = {name: [] for name, s in specs.items() if s.kind == "image"}
-        self._texts: dict[str, dict[str, int]] = {name: {} for name, s in specs.items() if s.kind == "text"}
-
-    def add(self, example: Mapping[str, Value], buffer, shard: int, record: int, place: str) -> None:
-        num_steps = None
-        for name, spec in self._specs.items():
-            if spec.key not in example:
-                raise _missing_key(place, spec, example)
-            value = example[spec.key]
-            count = 1 if not spec.is_step else num_steps
-            got = _count(value, spec)
-            if got is None or (count is not None and got != count):
-                raise errors.DataError(
-                    f'{place}: "{spec.key}" does not fit the features',
-                    expected=f"{spec} for {count if count is not None else 'each of the'} steps",
-                    found=_describe(value),
-                    fix="repair features.json or rebuild the set",
-                )
-            if spec.is_step:
-                num_steps = got
-            self._append(name, spec, value, buffer)
-        if not num_steps:
-            raise errors.DataError(f"{place}: no steps", expected="at least one", fix="drop the episode")
-        self._lengths.append(num_steps)
-        self._shard.append(shard)
-        self._record.append(record)
-
-    def _append(self, name: str, spec: FeatureSpec, value: Value, buffer) -> None:
-        if spec.kind == "image":
-            self._spans[name].append(value)
-        elif spec.kind == "text":
-            table = self._texts[name]
-            strings = [bytes(buffer[o : o + n]).decode() for o, n in zip(value.offsets, value.lengths, strict=True)]
-            self._parts[name].append(np.array([table.setdefault(s, len(table)) for s in strings], np.int32))
-        else:
-            self._parts[name].append(value.reshape(-1, *spec.shape).astype(spec.stored_dtype))
-
-    def finish(self) -> FrameIndex:
-        tensors = [name for name, spec in self._specs.items() if spec.kind == "tensor"]
-        return FrameIndex(
-            episode_starts=np.concatenate([[0], np.cumsum(self._lengths)]).astype(np.int64),
-            episode_shard=np.array(self._shard, np.int32),
-            episode_record=np.array(self._record, np.int32),
-            columns={name: _join(self._parts[name]) for name in tensors},
-            text_ids={name: _join(self._parts[name]) for name in self._texts},
-            texts={name: tuple(table) for name, table in self._texts.items()},
-            image_offsets={name: _join([s.offsets for s in spans]) for name, spans in self._spans.items()},
-            image_lengths={
-                name: _join([s.lengths.astype(np.int32) for s in spans]) for name, spans in self._spans.items()
-            },
-        )
-
-
-def _join(parts: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate(parts) if parts else np.zeros((0,))
-
-
-def _count(value: Value, spec: FeatureSpec) -> int | None:
-    """For how many steps this value suffices, or None when it is of another kind than the spec."""
-    if spec.kind in ("image", "text"):
-        return len(value.offsets) if isinstance(value, ByteSpans) else None
-    if not isinstance(value, np.ndarray) or (value.dtype.kind == "f") != (np.dtype(spec.dtype).kind == "f"):
-        return None
-    count, rest = divmod(value.size, int(np.prod(spec.shape)))
-    return count if rest == 0 else None
-
-
-def _describe(value: Value) -> str:
-    if value is None:
-        return "an empty feature"
-    return f"{len(value.offsets)} byte strings" if isinstance(value, ByteSpans) else f"{value.size} {value.dtype}"
-
-
-def _missing_key(place: str, spec: FeatureSpec, example: Mapping[str, Value]) -> errors.DataError:
-    return errors.DataError(
-        f'{place}: no key "{spec.key}"',
-        expected=f"{spec}, promised by features.json",
-        found=", ".join(sorted(example)),
-        fix="rebuild the set, or read other columns",
-    )
-
-
-def _fingerprint(shards: list[Shard], specs: Mapping[str, FeatureSpec]) -> str:
-    files = [(str(s.path.resolve()), s.path.stat().st_size, s.path.stat().st_mtime_ns, s.num_episodes) for s in shards]
-    text = json.dumps([_VERSION, files, [dataclasses.astuple(specs[name]) for name in sorted(specs)]])
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def _save(index: FrameIndex, folder: Path) -> None:
-    """Arrays as numbered .npy files; the folder gets its name only when it is complete."""
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}.incomplete")
+def _build(split: Split, folder: Path, log: FaultLog, num_workers: int, progress: Progress | None) -> Path:
+    paths = {i: folder / "parts" / f"{_fingerprint(shard)}.npz" for i, shard in enumerate(split.shards)}
+    waiting = [i for i, path in paths.items() if not path.is_file()]
+    waiting.sort(key=lambda i: -_size(split.shards[i]))  # the largest first, so that workers end together
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_text(folder / "specs.json", json.dumps([_as_json(spec) for spec in split.specs.values()]))
+    jobs = [Job(split.shards[i], paths[i]) for i in waiting]
+    for count, number in enumerate(_parts(jobs, tuple(split.specs.values()), num_workers), len(paths) - len(jobs) + 1):
+        for fault in index_build.load(jobs[number].part).faults:
+            log.add(fault)
+        if progress is not None:
+            progress(count, len(paths))
+    target = folder / _hash_shards(split)
+    partial = target.with_name(f"{target.name}.{os.getpid()}.incomplete")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    names: dict[str, dict[str, str] | str] = {}
-    for field in dataclasses.fields(FrameIndex):
-        value = getattr(index, field.name)
-        if field.name == "texts":
-            continue
-        if isinstance(value, dict):
-            names[field.name] = {name: f"{field.name}-{i:03d}.npy" for i, name in enumerate(value)}
-            for name, file in names[field.name].items():
-                np.save(partial / file, value[name])
-        else:
-            names[field.name] = f"{field.name}.npy"
-            np.save(partial / names[field.name], value)
-    (partial / "index.json").write_text(json.dumps({"arrays": names, "texts": index.texts}))
+    partial.mkdir()
     try:
-        os.replace(partial, folder)
-    except OSError:  # another process finished the same index first; its content is equal
-        if not (folder / "index.json").is_file():
-            raise
-        shutil.rmtree(partial)
+        index_join.join([paths[i] for i in range(len(paths))], split, partial)
+        _rename(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    _remove_stale(folder, target, set(paths.values()))
+    return target
 
 
-def _load(folder: Path) -> FrameIndex:
-    stored = json.loads((folder / "index.json").read_text())
+def _parts(jobs: Sequence[Job], specs: Sequence[FeatureSpec], num_workers: int) -> Iterator[int]:
+    """Build parts here or in worker processes; yields the number of each job when it is done."""
+    num_workers = min(num_workers, len(jobs))
+    if num_workers > 1 and sum(_size(job.shard) for job in jobs) > _BYTES_WITHOUT_WORKERS:
+        yield from index_workers.run(jobs, specs, num_workers)
+        return
+    for number, job in enumerate(jobs):
+        index_build.save(index_build.build(job.shard, specs), job.part)
+        yield number
+
+
+def _load(folder: Path, split: Split) -> FrameIndex:
+    about = json.loads((folder / "index.json").read_text())
 
     def load(file: str) -> np.ndarray:
-        return np.load(folder / file, mmap_mode="r")
+        return np.asarray(np.load(folder / file, mmap_mode="r"))  # a plain array over the map: it slices faster
 
-    arrays = {
-        field: {name: load(file) for name, file in files.items()} if isinstance(files, dict) else load(files)
-        for field, files in stored["arrays"].items()
-    }
-    return FrameIndex(**arrays, texts={name: tuple(texts) for name, texts in stored["texts"].items()})
+    arrays = {name: load(file) for name, file in about["arrays"].items()}
+
+    def group(prefix: str, kind: str) -> dict[str, np.ndarray]:
+        return {name: arrays[f"{prefix}/{name}"] for name, spec in split.specs.items() if spec.kind == kind}
+
+    return FrameIndex(
+        episode_starts=arrays["episode_starts"],
+        records=RecordPlaces(
+            arrays["record_shard"], arrays["record_number"], arrays["record_start"], arrays["record_length"]
+        ),
+        one_record_per_step=split.one_record_per_step,
+        columns=group("columns", "tensor"),
+        text_ids=group("text_ids", "text"),
+        texts={name: tuple(texts) for name, texts in about["texts"].items() if name in split.specs},
+        image_offsets=group("image_offsets", "image"),
+        image_lengths=group("image_lengths", "image"),
+        faults=tuple(Fault(**fault) for fault in about["faults"]),
+    )
+
+
+def _rename(partial: Path, target: Path) -> None:
+    try:
+        os.replace(partial, target)
+    except OSError:  # another process finished the same index first; its content is equal
+        if not (target / "index.json").is_file():
+            raise
+
+
+def _remove_stale(folder: Path, target: Path, parts: set[Path]) -> None:
+    """What older states of the files left behind. A reader that still maps it keeps its pages."""
+    for path in (folder / "parts").glob("*.npz"):
+        if path not in parts:
+            path.unlink(missing_ok=True)
+    for path in folder.iterdir():
+        if path.is_dir() and (path / "index.json").is_file() and path != target:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _write_text(path: Path, text: str) -> None:
+    partial = path.with_name(f"{path.name}.{os.getpid()}.incomplete")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def _as_json(spec: FeatureSpec) -> dict:
+    return {**dataclasses.asdict(spec), "shape": list(spec.shape)}
+
+
+def _hash_specs(split: Split) -> str:
+    specs = sorted((_as_json(spec) for spec in split.specs.values()), key=lambda spec: spec["name"])
+    return _digest([_VERSION, split.one_record_per_step, specs])
+
+
+def _hash_shards(split: Split) -> str:
+    return _digest([_fingerprint(shard) for shard in split.shards])
+
+
+def _fingerprint(shard: Shard) -> str:
+    """Changes when the file does; not when the whole set is moved."""
+    try:
+        stat = shard.path.stat()
+    except FileNotFoundError:
+        return _digest([_VERSION, shard.path.name, shard.num_records, None])
+    return _digest([_VERSION, shard.path.name, shard.num_records, stat.st_size, stat.st_mtime_ns])
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]
+
+
+def _size(shard: Shard) -> int:
+    return shard.path.stat().st_size if shard.path.is_file() else 0
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def folder_name(name: str, split: str, folder: Path) -> str:
+    """Of the index of a split, unique in a cache that several sets share."""
+    return f"{name}-{split}-{_digest(str(folder.resolve()))[:12]}"

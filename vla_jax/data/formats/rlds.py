@@ -5,11 +5,9 @@ dataset.columns["action"]                       # float32 [frames, a], all episo
 dataset.image(frame=12, name="observation/front")
 """
 
-import collections
 import dataclasses
 import json
 import os
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +18,13 @@ from jaxtyping import Bool, Int64, UInt8
 from vla_jax.core import errors
 from vla_jax.data.formats import features, frame_index, image_codec
 from vla_jax.data.formats.faults import SKIP_AND_COUNT, Fault, FaultLog, FaultPolicy
-from vla_jax.data.formats.features import Episode, FeatureSpec
-from vla_jax.data.formats.frame_index import Shard
+from vla_jax.data.formats.features import Episode, FeatureSpec, Schema
+from vla_jax.data.formats.frame_index import Progress
+from vla_jax.data.formats.index_build import Split
+from vla_jax.data.formats.records import RecordReader, Shard
 
-_RECORDS_KEPT = 16  # whole ArrayRecord episodes in memory: neighbours of a frame are often asked for next
+_STEP_FLAGS = ("is_first", "is_last")
+_BESIDE = ".vla_jax_index"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +40,10 @@ class DatasetInfo:
 
 
 class RldsDataset:
-    """One split of a dataset: columns in memory maps, images decoded on demand. Safe to share between threads."""
+    """One split of a dataset: columns in memory maps, images decoded on demand. Safe to share between threads.
+
+    Records are episodes, or single steps in order. Damaged ones are left out and named in `faults`.
+    """
 
     def __init__(
         self,
@@ -49,24 +53,43 @@ class RldsDataset:
         names: Sequence[str] | None = None,
         cache_folder: str | Path | None = None,
         faults: FaultPolicy = SKIP_AND_COUNT,
+        verify_on_read: bool = False,
+        index_beside_data: bool = False,
+        num_workers: int | None = None,
+        progress: Progress | None = None,
     ):
-        """`names` restricts the index to some features (a few of many keeps the index of a large set small). The index
-        goes to `cache_folder`, by default `$XDG_CACHE_HOME/vla_jax/rlds`. Raises DataError."""
+        """Index the split, or load its index.
+
+        `names` restricts it to some features: a few of many keep the index of a large set small. The index goes to
+        `cache_folder`, by default `$XDG_CACHE_HOME/vla_jax/rlds`, or with `index_beside_data` into the folder of the
+        data; one that lies there is found without being asked for. It is built in `num_workers` processes, by default
+        one per core, or in this one if the set is small, and `progress` is told how many shards are done, and of how
+        many. With `verify_on_read`, every record that a picture is read from is checked against its checksum, at the
+        price of reading it whole.
+
+        Raises DataError when this is no such dataset, or when `faults` does not tolerate its damage.
+        """
         self.folder, self.split = Path(folder), split
         self.faults = FaultLog(faults)
         self.info = load_info(self.folder)
         if split not in self.info.splits:
             raise errors.DataError(f"{self.folder}: no split {split!r}", fix=errors.closest(split, self.info.splits))
-        self.specs = _select(features.load_specs(self.folder), names, self.place)
-        self._shards = list(self.info.splits[split])
-        _require_files(self._shards)
-        cache = Path(cache_folder) if cache_folder else default_cache_folder()
-        self._index = frame_index.load_or_build(self._shards, self.specs, cache)
-        if len(self) == 0:
-            raise errors.DataError(f"{self.place}: no episodes", expected="at least one")
-        self._lock = threading.Lock()
-        self._buffers: dict[int, Any] = {}  # shard -> memory map or ArrayRecord reader
-        self._records: collections.OrderedDict[tuple[int, int], bytes] = collections.OrderedDict()
+        schema = features.load_schema(self.folder)
+        self.specs = _select(schema, names, self.place)
+        shards = self.info.splits[split]
+        of = Split(self.place, shards, self.specs, schema.one_record_per_step)
+        beside = self.folder / _BESIDE / split
+        if index_beside_data or frame_index.find(of, beside):
+            index_folder = beside
+        else:
+            cache = Path(cache_folder) if cache_folder else default_cache_folder()
+            index_folder = cache / frame_index.folder_name(self.info.name, split, self.folder)
+        self._index = frame_index.load_or_build(
+            of, index_folder, self.faults, num_workers=num_workers, progress=progress
+        )
+        self._shards = shards
+        self._reader = RecordReader(shards, self._index.records, verify_on_read)
+        self._image_shapes: dict[str, tuple[int, int, int]] = {}
 
     @property
     def place(self) -> str:
@@ -106,47 +129,91 @@ class RldsDataset:
         return np.searchsorted(self.episode_starts, frames, side="right") - 1
 
     def describe_frame(self, frame: int) -> str:
-        """The place of a frame, for an error: shard file, episode within it, step within that."""
-        episode = int(self.episode_of(np.asarray(frame)))
-        path = self._shards[int(self._index.episode_shard[episode])].path
-        step = frame - int(self.episode_starts[episode])
-        return f"{path}, episode {int(self._index.episode_record[episode])}, step {step}"
+        """The place of a frame, for an error: shard file, episode (or record of one step), step within that."""
+        record = int(self._record_of(np.asarray(frame)))
+        places = self._index.records
+        place = f"{self._shards[int(places.shard[record])].path}"
+        if self._index.one_record_per_step:
+            return f"{place}, record {int(places.number[record])}"
+        step = frame - int(self.episode_starts[record])
+        return f"{place}, episode {int(places.number[record])}, step {step}"
 
     def image_bytes(self, frame: int, name: str) -> bytes:
-        """The picture as it is stored, JPEG or PNG."""
-        episode = int(self.episode_of(np.asarray(frame)))
+        """The picture as it is stored, JPEG or PNG; empty when the record has none. Raises DataError when its file is
+        damaged."""
         offset, length = int(self._index.image_offsets[name][frame]), int(self._index.image_lengths[name][frame])
-        return self._buffer(episode)[offset : offset + length]
+        data = self._reader.piece(int(self._record_of(np.asarray(frame))), offset, length)
+        if isinstance(data, Fault):
+            raise errors.DataError(f"{data.place}: {data.kind}", found=data.reason, fix="copy this file again")
+        return data
 
     def image(self, frame: int, name: str) -> image_codec.Picture:
-        """A decoded picture. Raises DataError when its bytes are damaged."""
+        """A decoded picture. Raises DataError when its bytes are damaged or absent."""
         try:
             return image_codec.decode(self.image_bytes(frame, name))
         except ValueError as error:
             raise errors.DataError(
-                f'{self.describe_frame(frame)}: "steps/{name}" does not decode',
+                f'{self.describe_frame(frame)}: "{self.specs[name].key}" does not decode',
                 expected=str(self.specs[name]),
                 found=str(error),
                 fix="rebuild the set, or drop this episode",
             ) from error
 
     def image_shape(self, name: str) -> tuple[int, int, int]:
-        """Height, width and channels of a camera's stored pictures, taking the first as the measure."""
-        return self.image(0, name).shape
+        """Height, width and channels of a camera's decoded pictures: what features.json says, or else what the first
+        picture with a readable header has. Raises DataError when there is none."""
+        if name not in self._image_shapes:
+            height, width, _ = self.specs[name].shape
+            known = height is not None and width is not None
+            self._image_shapes[name] = (height, width, 3) if known else self._first_image_shape(name)
+        return self._image_shapes[name]
+
+    def _first_image_shape(self, name: str) -> tuple[int, int, int]:
+        for frame in np.flatnonzero(self._index.image_lengths[name]):
+            try:
+                return image_codec.image_shape(self.image_bytes(int(frame), name))
+            except ValueError:
+                continue  # it will be counted when somebody reads it
+        raise errors.DataError(f'{self.place}: no picture of "{name}" can be read', expected="at least one")
 
     def read_images(
         self, frames: Int64[np.ndarray, "n"], name: str, out: UInt8[np.ndarray, "n height width 3"]
     ) -> Bool[np.ndarray, "n"]:
-        """Decode the pictures of these frames into the rows of `out`; False where one is damaged (the fault is logged,
-        the row is black). Raises DataError when `faults` does not tolerate it."""
-        ok = np.ones(len(frames), bool)
-        for row, frame in enumerate(frames):
-            try:
-                image_codec.decode(self.image_bytes(int(frame), name), out[row])
-            except ValueError as error:
-                out[row], ok[row] = 0, False
-                self.faults.add(Fault("bad image", f'{self.describe_frame(int(frame))}, "{name}"', str(error)))
+        """Decode the pictures of these frames into the rows of `out`.
+
+        False where one is damaged or absent; its row is black. Damage is logged. Raises DataError when `faults` does
+        not tolerate it.
+        """
+        return self.read_scaled_images(frames, name, out, 1)
+
+    def read_scaled_images(
+        self, frames: Int64[np.ndarray, "n"], name: str, out: UInt8[np.ndarray, "n height width 3"], scale: int
+    ) -> Bool[np.ndarray, "n"]:
+        """As `read_images`, with both sides divided by `scale` while decoding; see `image_codec.decode`."""
+        records = self._record_of(frames)
+        offsets, lengths = self._index.image_offsets[name][frames], self._index.image_lengths[name][frames]
+        ok = np.zeros(len(frames), bool)
+        for row in np.argsort(records, kind="stable"):  # record by record, so that whole ones are read once
+            fault = None
+            if lengths[row]:
+                data = self._reader.piece(int(records[row]), int(offsets[row]), int(lengths[row]))
+                try:
+                    if isinstance(data, Fault):
+                        fault = data
+                    else:
+                        image_codec.decode(data, out[row], scale)
+                        ok[row] = True
+                except ValueError as error:
+                    place = f'{self.describe_frame(int(frames[row]))}: "{self.specs[name].key}"'
+                    fault = Fault("bad image", place, str(error))
+            if not ok[row]:
+                out[row] = 0
+            if fault is not None:
+                self.faults.add(fault)
         return ok
+
+    def _record_of(self, frames: Int64[np.ndarray, "..."]) -> Int64[np.ndarray, "..."]:
+        return frames if self._index.one_record_per_step else self.episode_of(frames)
 
     def episode(self, i: int) -> Episode:
         """Episode `i` with every indexed feature, images decoded, texts as strings."""
@@ -157,7 +224,7 @@ class RldsDataset:
         for name, spec in self.specs.items():
             rows = slice(start, stop) if spec.is_step else slice(i, i + 1)
             if spec.kind == "image":
-                value = np.stack([self.image(frame, name) for frame in range(rows.start, rows.stop)])
+                value = np.stack([self.image(frame, name) for frame in range(start, stop)])
             elif spec.kind == "text":
                 value = [self.texts(name)[k] for k in self.text_ids(name)[rows]]
             else:
@@ -167,25 +234,6 @@ class RldsDataset:
             else:
                 metadata[name] = value[0]
         return Episode(steps, metadata)
-
-    def _buffer(self, episode: int) -> Any:
-        """What the image places of an episode point into: its shard file, or its own record."""
-        shard = int(self._index.episode_shard[episode])
-        path = self._shards[shard].path
-        with self._lock:
-            if self._shards[shard].file_format == "tfrecord":
-                if shard not in self._buffers:
-                    self._buffers[shard] = frame_index.open_buffer(path)
-                return self._buffers[shard]
-            key = (shard, int(self._index.episode_record[episode]))
-            if key not in self._records:
-                if shard not in self._buffers:
-                    self._buffers[shard] = frame_index.open_array_record(path)
-                self._records[key] = frame_index.read_array_record(self._buffers[shard], key[1], path)
-                if len(self._records) > _RECORDS_KEPT:
-                    self._records.popitem(last=False)
-            self._records.move_to_end(key)
-            return self._records[key]
 
 
 def load_info(folder: str | Path) -> DatasetInfo:
@@ -243,23 +291,19 @@ def _shards(folder: Path, name: str, file_format: str, split: Mapping[str, Any])
     )
 
 
-def _require_files(shards: Sequence[Shard]) -> None:
-    missing = [shard.path for shard in shards if not shard.path.is_file()]
-    if missing:
-        raise errors.DataError(
-            f"{missing[0]}: the shard is missing",
-            expected=f"{len(shards)} shards, says dataset_info.json",
-            found=f"{len(shards) - len(missing)} of them",
-            fix="copy or download the missing files",
-        )
-
-
-def _select(specs: Mapping[str, FeatureSpec], names: Sequence[str] | None, place: str) -> dict[str, FeatureSpec]:
+def _select(schema: Schema, names: Sequence[str] | None, place: str) -> dict[str, FeatureSpec]:
     if names is None:
-        return dict(specs)
+        return dict(schema.specs)
     for name in names:
-        if name not in specs:
+        if name in schema.unusable:
             raise errors.DataError(
-                f'{place}: no key "{name}"', found=", ".join(sorted(specs)), fix=errors.closest(name, specs)
+                f'{place}: "{name}" cannot be read', found=schema.unusable[name], fix="read other columns"
             )
-    return {name: specs[name] for name in dict.fromkeys(names)}
+        if name not in schema.specs:
+            raise errors.DataError(
+                f'{place}: no key "{name}"',
+                found=", ".join(sorted(schema.specs)),
+                fix=errors.closest(name, schema.specs),
+            )
+    flags = _STEP_FLAGS if schema.one_record_per_step else ()  # they say where episodes begin and end
+    return {name: schema.specs[name] for name in dict.fromkeys((*names, *flags))}

@@ -3,10 +3,12 @@
 uint64 length | uint32 masked crc32c(length) | payload | uint32 masked crc32c(payload)      little endian
 """
 
+import dataclasses
+import io
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import google_crc32c
 
@@ -14,6 +16,29 @@ from vla_jax.core import errors
 
 _HEADER = struct.Struct("<QI")
 _FOOTER = struct.Struct("<I")
+
+
+@dataclasses.dataclass(frozen=True)
+class Damage:
+    """Why a record cannot be used."""
+
+    kind: Literal["corrupt record", "truncated shard"]
+    expected: str
+    found: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One record of a file. With `damage`, its payload is not to be trusted."""
+
+    number: int
+    start: int  # where the record begins, in bytes from the start of the file
+    payload: bytes
+    damage: Damage | None = None
+
+    @property
+    def payload_start(self) -> int:
+        return self.start + _HEADER.size
 
 
 def masked_crc(data: bytes) -> int:
@@ -29,33 +54,59 @@ def write_record(file: BinaryIO, payload: bytes) -> None:
     file.write(_FOOTER.pack(masked_crc(payload)))
 
 
-def record_spans(buffer, path: Path) -> Iterator[tuple[int, int]]:
+def scan(file: BinaryIO) -> Iterator[Record]:
+    """Every record from the current position on, with both checksums verified, one in memory at a time.
+
+    A record with a wrong payload is marked and passed over. A file cut short, or with a wrong length, ends the scan
+    after a marked record: what follows cannot be found.
+    """
+    start, number = file.tell(), 0
+    size = file.seek(0, io.SEEK_END)
+    file.seek(start)
+    while start < size:
+        header = file.read(_HEADER.size)
+        if len(header) < _HEADER.size:
+            yield _cut(number, start, "a header of 12 bytes", len(header))
+            return
+        length, length_crc = _HEADER.unpack(header)
+        if masked_crc(header[:8]) != length_crc:
+            damage = Damage(
+                "corrupt record",
+                "a length that fits its checksum",
+                f"length {length}, checksum differs; records from here on cannot be found",
+            )
+            yield Record(number, start, b"", damage)
+            return
+        left = size - start - _HEADER.size
+        if left < length + _FOOTER.size:  # before the read: a damaged length may ask for more than the memory
+            yield _cut(number, start, f"{length} bytes of payload", left)
+            return
+        payload, footer = file.read(length), file.read(_FOOTER.size)
+        if len(payload) < length or len(footer) < _FOOTER.size:
+            yield _cut(number, start, f"{length} bytes of payload", len(payload) + len(footer))
+            return
+        damage = None
+        if masked_crc(payload) != _FOOTER.unpack(footer)[0]:
+            damage = Damage("corrupt record", "a payload that fits its checksum", "the checksum differs")
+        yield Record(number, start, payload, damage)
+        start, number = start + _HEADER.size + length + _FOOTER.size, number + 1
+
+
+def record_spans(buffer: bytes, path: Path) -> Iterator[tuple[int, int]]:
     """(start, stop) of every payload in the whole file `buffer`, with both checksums verified.
 
     Raises DataError naming `path`, the record and the byte where the file is cut short or damaged.
     """
-    i, record, size = 0, 0, len(buffer)
-    while i < size:
-        start = i + _HEADER.size
-        if start > size:
-            raise _damaged(path, record, i, "a header of 12 bytes", f"the file ends after {size - i}")
-        length, length_crc = _HEADER.unpack(buffer[i:start])
-        if masked_crc(buffer[i : i + 8]) != length_crc:
-            raise _damaged(path, record, i, "a length that fits its checksum", f"length {length}, checksum differs")
-        stop = start + length
-        if stop + _FOOTER.size > size:
-            raise _damaged(path, record, i, f"{length} bytes of payload", f"the file ends after {size - start}")
-        (payload_crc,) = _FOOTER.unpack(buffer[stop : stop + _FOOTER.size])
-        if masked_crc(buffer[start:stop]) != payload_crc:
-            raise _damaged(path, record, i, "a payload that fits its checksum", "the checksum differs")
-        yield start, stop
-        i, record = stop + _FOOTER.size, record + 1
+    for record in scan(io.BytesIO(buffer)):
+        if record.damage is not None:
+            raise errors.DataError(
+                f"{path}, record {record.number} at byte {record.start}: the file is truncated or corrupt",
+                expected=record.damage.expected,
+                found=record.damage.found,
+                fix="copy or download this file again and compare its size with the source",
+            )
+        yield record.payload_start, record.payload_start + len(record.payload)
 
 
-def _damaged(path: Path, record: int, offset: int, expected: str, found: str) -> errors.DataError:
-    return errors.DataError(
-        f"{path}, record {record} at byte {offset}: the file is truncated or corrupt",
-        expected=expected,
-        found=found,
-        fix="copy or download this file again and compare its size with the source",
-    )
+def _cut(number: int, start: int, expected: str, left: int) -> Record:
+    return Record(number, start, b"", Damage("truncated shard", expected, f"the file ends after {left}"))

@@ -1,0 +1,221 @@
+"""Record files, TFRecord and ArrayRecord: all records of one in turn, or any piece of any record at random."""
+
+import collections
+import dataclasses
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import numpy as np
+from array_record.python import array_record_module
+from jaxtyping import Int32, Int64
+
+from vla_jax.data.formats import tfrecord
+from vla_jax.data.formats.faults import Fault
+
+FileFormat = Literal["array_record", "tfrecord"]
+_BYTES_AT_ONCE = 8 << 20  # of an ArrayRecord file while scanning: small records cost a call each otherwise
+_OPEN_FILES = 256  # a process may have 1,024, and DROID has 2,048 shards
+_RECORD_BYTES = 256 << 20  # whole records kept in memory: neighbours of a frame are often asked for next
+_RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One record file and the number of records dataset_info.json promises in it."""
+
+    path: Path
+    num_records: int
+    file_format: FileFormat
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordPlaces:
+    """Where every usable record lies."""
+
+    shard: Int32[np.ndarray, "records"]
+    number: Int32[np.ndarray, "records"]  # within the shard
+    start: Int64[np.ndarray, "records"]  # of the payload in the file, in bytes; 0 in ArrayRecord
+    length: Int64[np.ndarray, "records"]  # of the payload
+
+
+def scan(shard: Shard) -> Iterator[tfrecord.Record | Fault]:
+    """Every readable record of a shard in order, and a Fault for each damage met. Checksums are verified."""
+    seen = 0
+    faulty = False
+    try:
+        records = _scan_tfrecord(shard.path) if shard.file_format == "tfrecord" else _scan_array_record(shard.path)
+        for record in records:
+            seen += 1
+            if record.damage is None:
+                yield record
+                continue
+            faulty = True
+            cut = record.damage.kind == "truncated shard"
+            place = str(shard.path) if cut else f"{shard.path}, record {record.number}"
+            yield Fault(record.damage.kind, place, f"{record.damage.found} where {record.damage.expected} belongs")
+    except FileNotFoundError:
+        yield missing(shard.path)
+        return
+    except OSError as error:
+        yield Fault("truncated shard", str(shard.path), f"the file cannot be read: {error}")
+        return
+    if seen != shard.num_records and not faulty:
+        reason = f"{seen} records where dataset_info.json promises {shard.num_records}"
+        yield Fault("wrong episode count", str(shard.path), reason)
+
+
+def missing(path: Path) -> Fault:
+    return Fault("missing file", str(path), "dataset_info.json names this file and it is not there")
+
+
+def _scan_tfrecord(path: Path) -> Iterator[tfrecord.Record]:
+    with path.open("rb") as file:
+        yield from tfrecord.scan(file)
+
+
+def _scan_array_record(path: Path) -> Iterator[tfrecord.Record]:
+    try:
+        reader = _open_array_record(path)
+    except _Unreadable as error:
+        yield tfrecord.Record(0, 0, b"", tfrecord.Damage("truncated shard", "an ArrayRecord file", str(error)))
+        return
+    try:
+        count = reader.num_records()
+        step = max(1, count * _BYTES_AT_ONCE // max(path.stat().st_size, 1))
+        for first in range(0, count, step):
+            yield from _read_range(reader, first, min(first + step, count))
+    finally:
+        reader.close()
+
+
+def _read_range(reader: array_record_module.ArrayRecordReader, first: int, stop: int) -> Iterator[tfrecord.Record]:
+    try:
+        payloads = reader.read(first, stop)
+    except (RuntimeError, ValueError):
+        for number in range(first, stop):
+            try:
+                yield tfrecord.Record(number, 0, reader.read([number])[0])
+            except (RuntimeError, ValueError, IndexError) as error:
+                damage = tfrecord.Damage("corrupt record", "a record that fits its checksum", _first_line(error))
+                yield tfrecord.Record(number, 0, b"", damage)
+    else:
+        for number, payload in enumerate(payloads, first):
+            yield tfrecord.Record(number, 0, payload)
+
+
+class _Unreadable(Exception):
+    """A file or record is damaged; the message says how. `fault` is what to log."""
+
+    def __init__(self, reason: str, fault: Fault | None = None):
+        self.fault = fault
+        super().__init__(reason)
+
+
+def _open_array_record(path: Path) -> array_record_module.ArrayRecordReader:
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    try:
+        reader = array_record_module.ArrayRecordReader(str(path), _RANDOM_ACCESS)
+    except (RuntimeError, ValueError) as error:
+        raise _Unreadable(_first_line(error)) from error
+    if not reader.ok():
+        raise _Unreadable("the reader reports an error: the end of the file is missing or damaged")
+    return reader
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
+class RecordReader:
+    """Pieces of records at random, for any number of threads.
+
+    A piece of a TFRecord file is one read of just its bytes, or, with `verify`, a piece of the whole record, whose
+    checksum is compared. ArrayRecord files are read record by record and check themselves. Whole records stay in memory
+    as long as there is room, so that asking for the pieces of one record in a row reads it once.
+    """
+
+    def __init__(self, shards: Sequence[Shard], places: RecordPlaces, verify: bool = False):
+        self._shards, self._places, self._verify = shards, places, verify
+        self._lock = threading.Lock()
+        self._files: collections.OrderedDict[int, BinaryIO | array_record_module.ArrayRecordReader] = (
+            collections.OrderedDict()
+        )
+        self._records: collections.OrderedDict[int, bytes] = collections.OrderedDict()
+        self._record_bytes = 0
+
+    def piece(self, record: int, offset: int, length: int) -> bytes | Fault:
+        """Bytes `offset` to `offset + length` of the payload of a record; a Fault when they cannot be had."""
+        shard = self._shards[int(self._places.shard[record])]
+        try:
+            if shard.file_format == "tfrecord" and not self._verify:
+                return self._read(record, int(self._places.start[record]) + offset, length)
+            return self._whole(record)[offset : offset + length]
+        except _Unreadable as error:
+            return error.fault
+        except FileNotFoundError:
+            return missing(shard.path)
+        except OSError as error:
+            return Fault("truncated shard", str(shard.path), f"the file cannot be read: {error}")
+
+    def _whole(self, record: int) -> bytes:
+        with self._lock:
+            if record in self._records:
+                self._records.move_to_end(record)
+                return self._records[record]
+        payload = self._load(record)  # outside the lock: threads read different records at once
+        with self._lock:
+            if record not in self._records:
+                self._records[record] = payload
+                self._record_bytes += len(payload)
+            while self._record_bytes > _RECORD_BYTES and len(self._records) > 1:
+                self._record_bytes -= len(self._records.popitem(last=False)[1])
+        return payload
+
+    def _load(self, record: int) -> bytes:
+        number, path = int(self._places.number[record]), self._path(record)
+        place = f"{path}, record {number}"
+        if self._shards[int(self._places.shard[record])].file_format == "tfrecord":
+            start, length = int(self._places.start[record]), int(self._places.length[record])
+            data = self._read(record, start, length + 4)
+            if tfrecord.masked_crc(data[:length]) != int.from_bytes(data[length:], "little"):
+                raise _Unreadable(place, Fault("corrupt record", place, "the payload does not fit its checksum"))
+            return data[:length]
+        try:
+            return self._file(record).read([number])[0]
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise _Unreadable(place, Fault("corrupt record", place, _first_line(error))) from error
+
+    def _read(self, record: int, start: int, length: int) -> bytes:
+        file = self._file(record)  # held until the read is done, so that nobody closes it meanwhile
+        data = os.pread(file.fileno(), length, start)  # not a memory map: a cut file would end the process
+        if len(data) < length:
+            path = str(self._path(record))
+            raise _Unreadable(path, Fault("truncated shard", path, f"the file ends before byte {start + length}"))
+        return data
+
+    def _file(self, record: int) -> BinaryIO | array_record_module.ArrayRecordReader:
+        """The open file of a record. One that makes room for others is closed when its last user lets go of it."""
+        shard = int(self._places.shard[record])
+        with self._lock:
+            if shard not in self._files:
+                self._files[shard] = self._open(shard)
+                if len(self._files) > _OPEN_FILES:
+                    self._files.popitem(last=False)
+            self._files.move_to_end(shard)
+            return self._files[shard]
+
+    def _open(self, shard: int) -> BinaryIO | array_record_module.ArrayRecordReader:
+        path = self._shards[shard].path
+        if self._shards[shard].file_format == "tfrecord":
+            return path.open("rb", buffering=0)
+        try:
+            return _open_array_record(path)
+        except _Unreadable as error:
+            raise _Unreadable(str(error), Fault("truncated shard", str(path), str(error))) from error
+
+    def _path(self, record: int) -> Path:
+        return self._shards[int(self._places.shard[record])].path
