@@ -4,9 +4,11 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
+from tests.data.memory_set import clean_set
 from tests.data.toy_rlds import LENGTHS
+from vla_jax.data.formats.faults import Fault
 from vla_jax.data.formats.rlds import RldsDataset
-from vla_jax.data.inspect import contact_sheet, inspect, statistics_table
+from vla_jax.data.inspect import Report, contact_sheet, inspect, report_split, statistics_table
 from vla_jax.data.normalization import FieldStatistics, Statistics
 
 
@@ -30,6 +32,18 @@ def test_a_report_prints_schema_instructions_and_ranges(toy):
     text = printed(inspect(toy))
     for expected in ("toy 1.0.0", "steps/observation/front", "[16, 24, 3]", "instruction 1", "302.8", "1 to 7 steps"):
         assert expected in text
+
+
+def test_faults_and_rows_that_are_not_finite_are_reported():
+    dataset = clean_set(num_episodes=2, num_steps=10)
+    dataset.columns["action"][3] = np.nan
+    dataset.columns["absent"] = np.full(20, np.nan, np.float32)
+    dataset.faults.add(Fault("missing file", "shard-3", "no such file"))
+    report = report_split(dataset, "train", [])
+    assert report.ranges["action"].count == 19 and "absent" not in report.ranges
+    assert [fault.place for fault in report.faults] == ["shard-3"]
+    text = printed(Report("set", "", dataset.specs, (report,)))
+    assert "damaged: 1" in text and "shard-3" in text and "no such file" in text
 
 
 def test_statistics_print_one_line_per_dim():

@@ -1,7 +1,8 @@
-"""What is in a dataset, for people: schema, counts, instructions, ranges, and a sheet of pictures."""
+"""What is in a dataset, for people: schema, counts, instructions, ranges, damage, and a sheet of pictures."""
 
+import collections
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,15 @@ from PIL import Image, ImageDraw
 from rich.console import Group
 from rich.table import Table
 
+from vla_jax.data import statistics
+from vla_jax.data.formats.episodes import EpisodeDataset
+from vla_jax.data.formats.faults import Fault
 from vla_jax.data.formats.features import FeatureSpec
-from vla_jax.data.formats.rlds import DatasetInfo, RldsDataset, load_info
+from vla_jax.data.formats.rlds import RldsDataset, load_info
 from vla_jax.data.normalization import FieldStatistics, Statistics
 
 _INSTRUCTION = "language_instruction"
+_FAULTS_SHOWN = 10
 _WIDEST_RANGE = 32  # dims; an embedding has hundreds and its ranges tell nobody anything
 _THUMBNAIL_HEIGHT, _CAPTION_HEIGHT, _GAP = 128, 16, 4  # pixels
 
@@ -25,19 +30,20 @@ class SplitReport:
     name: str
     num_episodes: int
     num_frames: int
-    num_shards: int
+    num_files: int
     num_bytes: int  # on disk
     episode_lengths: tuple[int, int, int]  # shortest, median, longest
     instructions: Mapping[str, int]  # -> episodes that begin with it, most frequent first
-    ranges: Mapping[str, FieldStatistics]  # of the vectors and scalars of a step
+    ranges: Mapping[str, FieldStatistics]  # of the vectors and scalars of a step, over its finite rows
+    faults: tuple[Fault, ...]  # met while indexing
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
     """A whole dataset."""
 
-    folder: Path
-    info: DatasetInfo
+    title: str
+    description: str
     features: Mapping[str, FeatureSpec]
     splits: tuple[SplitReport, ...]
 
@@ -49,23 +55,48 @@ def inspect(folder: str | Path, cache_folder: str | Path | None = None) -> Repor
     """Read every split of the dataset in `folder`; pictures are located but not decoded. Raises DataError."""
     info = load_info(folder)
     datasets = [RldsDataset(folder, split, cache_folder=cache_folder) for split in info.splits]
-    features = datasets[0].specs if datasets else {}
-    return Report(Path(folder), info, features, tuple(_report_split(dataset) for dataset in datasets))
+    reports = [
+        report_split(dataset, name, [shard.path for shard in shards])
+        for dataset, (name, shards) in zip(datasets, info.splits.items(), strict=True)
+    ]
+    title = f"{info.name} {info.version}, {info.file_format}, in {folder}"
+    return Report(title, info.description, datasets[0].specs if datasets else {}, tuple(reports))
 
 
-def statistics_table(statistics: Statistics) -> Table:
+def report_split(dataset: EpisodeDataset, name: str, files: Sequence[Path]) -> SplitReport:
+    """What is in one split, which is stored in `files`."""
+    lengths = np.diff(dataset.episode_starts)
+    ranges = {
+        feature: found
+        for feature, spec in dataset.specs.items()
+        if spec.is_step and spec.kind == "tensor" and (found := _range(dataset.columns[feature])) is not None
+    }
+    return SplitReport(
+        name=name,
+        num_episodes=len(dataset),
+        num_frames=dataset.num_frames,
+        num_files=len(files),
+        num_bytes=sum(file.stat().st_size for file in files),
+        episode_lengths=(int(lengths.min()), int(np.median(lengths)), int(lengths.max())),
+        instructions=_count_instructions(dataset),
+        ranges=ranges,
+        faults=dataset.faults.faults,
+    )
+
+
+def statistics_table(computed: Statistics) -> Table:
     """Every dim of state and actions with its moments, quantiles and extremes."""
-    table = Table(title=f"normalization statistics over {statistics.actions.count:,} frames", title_justify="left")
+    table = Table(title=f"normalization statistics over {computed.actions.count:,} frames", title_justify="left")
     for heading in ("field", "dim", "mean", "std", "q01", "q99", "min", "max"):
         table.add_column(heading, justify="left" if heading == "field" else "right")
-    for name, field in (("state", statistics.state), ("actions", statistics.actions)):
+    for name, field in (("state", computed.state), ("actions", computed.actions)):
         for dim in range(field.dim):
             row = (field.mean, field.std, field.q01, field.q99, field.min, field.max)
             table.add_row(name, str(dim), *(f"{values[dim]:.4g}" for values in row))
     return table
 
 
-def contact_sheet(dataset: RldsDataset, path: str | Path, num_episodes: int = 6) -> Path:
+def contact_sheet(dataset: EpisodeDataset, path: str | Path, num_episodes: int = 6) -> Path:
     """A PNG with one row per episode (evenly spread over the split): first, middle and last frame of every camera."""
     chosen = np.unique(np.linspace(0, len(dataset) - 1, num_episodes).round().astype(int))
     rows = [_sheet_row(dataset, int(episode)) for episode in chosen]
@@ -80,27 +111,19 @@ def contact_sheet(dataset: RldsDataset, path: str | Path, num_episodes: int = 6)
     return path
 
 
-def _report_split(dataset: RldsDataset) -> SplitReport:
-    shards = dataset.info.splits[dataset.split]
-    lengths = np.diff(dataset.episode_starts)
-    ranges = {
-        name: FieldStatistics.of(np.asarray(column, np.float64).reshape(len(column), -1))
-        for name, column in dataset.columns.items()
-        if dataset.specs[name].is_step and column.dtype != bool and np.prod(column.shape[1:]) <= _WIDEST_RANGE
-    }
-    return SplitReport(
-        name=dataset.split,
-        num_episodes=len(dataset),
-        num_frames=dataset.num_frames,
-        num_shards=len(shards),
-        num_bytes=sum(shard.path.stat().st_size for shard in shards),
-        episode_lengths=(int(lengths.min()), int(np.median(lengths)), int(lengths.max())),
-        instructions=_count_instructions(dataset),
-        ranges=ranges,
-    )
+def _range(column: np.ndarray) -> FieldStatistics | None:
+    """None for what has no range worth a line: bools, wide vectors, columns without a finite row."""
+    dim = int(np.prod(column.shape[1:], dtype=np.int64))
+    if column.dtype == bool or dim > _WIDEST_RANGE:
+        return None
+    summary = statistics.Summary(dim)
+    for start in range(0, len(column), statistics.CHUNK_FRAMES):
+        rows = np.asarray(column[start : start + statistics.CHUNK_FRAMES], np.float32).reshape(-1, dim)
+        summary.add(rows[np.isfinite(rows).all(1)])
+    return summary.finish() if summary.count else None
 
 
-def _count_instructions(dataset: RldsDataset) -> dict[str, int]:
+def _count_instructions(dataset: EpisodeDataset) -> dict[str, int]:
     if _INSTRUCTION not in dataset.specs:
         return {}
     ids = np.asarray(dataset.text_ids(_INSTRUCTION))[np.asarray(dataset.episode_starts[:-1])]
@@ -110,10 +133,9 @@ def _count_instructions(dataset: RldsDataset) -> dict[str, int]:
 
 
 def _parts(report: Report) -> Iterator[str | Table]:
-    info = report.info
-    yield f"{info.name} {info.version}, {info.file_format}, in {report.folder}"
-    if info.description:
-        yield info.description
+    yield report.title
+    if report.description:
+        yield report.description
     schema = Table("feature", "kind", "type", "shape", title="schema", title_justify="left")
     for name, spec in report.features.items():
         shown = f"steps/{name}" if spec.is_step else name
@@ -127,7 +149,7 @@ def _split_parts(split: SplitReport) -> Iterator[str | Table]:
     shortest, median, longest = split.episode_lengths
     yield (
         f"split {split.name}: {split.num_episodes:,} episodes, {split.num_frames:,} frames, "
-        f"{split.num_bytes / 1e6:,.1f} MB in {split.num_shards} shards, "
+        f"{split.num_bytes / 1e6:,.1f} MB in {split.num_files} files, "
         f"{shortest} to {longest} steps per episode (median {median})"
     )
     instructions = Table(
@@ -144,12 +166,24 @@ def _split_parts(split: SplitReport) -> Iterator[str | Table]:
             values = (field.min[dim], field.q01[dim], field.mean[dim], field.q99[dim], field.max[dim])
             ranges.add_row(name if dim == 0 else "", str(dim), *(f"{value:.4g}" for value in values))
     yield ranges
+    if split.faults:
+        kinds = collections.Counter(fault.kind for fault in split.faults)
+        damage = Table("kind", "place", "reason", title=f"damaged: {len(split.faults)}", title_justify="left")
+        for fault in split.faults[:_FAULTS_SHOWN]:
+            damage.add_row(fault.kind, fault.place, fault.reason)
+        if len(split.faults) > _FAULTS_SHOWN:
+            damage.add_row("", "in all: " + ", ".join(f"{count} {kind}" for kind, count in kinds.items()), "")
+        yield damage
 
 
-def _sheet_row(dataset: RldsDataset, episode: int) -> Image.Image:
+def _sheet_row(dataset: EpisodeDataset, episode: int) -> Image.Image:
     start, stop = map(int, dataset.episode_starts[episode : episode + 2])
-    frames = (start, (start + stop - 1) // 2, stop - 1)
-    pictures = [_thumbnail(dataset.image(frame, camera)) for camera in dataset.cameras for frame in frames]
+    frames = np.array([start, (start + stop - 1) // 2, stop - 1])
+    pictures = []
+    for camera in dataset.cameras:
+        shown = np.empty((len(frames), *dataset.image_shape(camera)), np.uint8)
+        dataset.read_images(frames, camera, shown)  # a damaged one is black
+        pictures += map(_thumbnail, shown)
     width = sum(picture.width + _GAP for picture in pictures)
     row = Image.new("RGB", (max(width, 1), _CAPTION_HEIGHT + _THUMBNAIL_HEIGHT + _GAP), "white")
     ImageDraw.Draw(row).text((2, 2), _caption(dataset, episode, start), fill="black")
@@ -165,7 +199,7 @@ def _thumbnail(picture: np.ndarray) -> Image.Image:
     return image.resize((round(image.width * _THUMBNAIL_HEIGHT / image.height), _THUMBNAIL_HEIGHT))
 
 
-def _caption(dataset: RldsDataset, episode: int, start: int) -> str:
+def _caption(dataset: EpisodeDataset, episode: int, start: int) -> str:
     cameras = ", ".join(name.removeprefix("observation/") for name in dataset.cameras)
     words = ""
     if _INSTRUCTION in dataset.specs:

@@ -29,7 +29,7 @@ def declared(**changes) -> LintConfig:
 
 
 def found(dataset, config=CONFIG, run_again=None):
-    return [(finding.check, finding.severity) for finding in lint(dataset, config, run_again).findings]
+    return [(finding.check, finding.severity) for finding in lint(dataset, config, run_again=run_again).findings]
 
 
 def test_a_clean_set_has_no_finding_and_its_facts_are_right(dataset):

@@ -2,6 +2,7 @@
 
 checks.lint                the whole list -> report.Report
 settings.LintConfig        which features, what is declared, the limits
+declared                   settings from the row of an embodiment, and where a set contradicts its row
 numbers                    NaN, constant dims, outliers, declared widths
 lengths                    chunks longer than episodes, shares of frames in which nothing is done
 actions, frames            delta or absolute, swapped dims, signs, time shift, tool frame, gripper
