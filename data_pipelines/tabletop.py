@@ -26,7 +26,7 @@ from vla_jax.data.formats.features import Episode, episode_features
 from vla_jax.data.formats.rlds import load_info
 from vla_jax.data.formats.rlds_writer import FileFormat, RldsWriter
 from vla_jax.data.schema import DatasetConfig
-from vla_jax.envs.base import Env, EnvState
+from vla_jax.envs.base import Env, EnvSpec, EnvState
 from vla_jax.envs.mjx.experts import expert
 from vla_jax.envs.mjx.tabletop import Randomization, TabletopConfig, TabletopEnv
 
@@ -143,7 +143,6 @@ class Collector:
 
     def __init__(self, env: Env, act: Act, noise_max: float, batch_size: int):
         self._env, self._act, self._noise_max, self._batch_size = env, act, noise_max, batch_size
-        self._has_noise = np.array([name != GRIP for name in env.spec.action_names], np.float32)
         self._rollout = jax.jit(jax.vmap(self._one))
         self._recorder = Recorder(env)
 
@@ -156,27 +155,43 @@ class Collector:
 
     def _one(self, key: Key[Array, ""]) -> tuple[EnvState, Float[Array, "t a"], Float[Array, ""], Array]:
         """One episode: the state before every step, the expert's action there, the noise level, success."""
-        reset_key, level_key, noise_key = jax.random.split(key, 3)
+        reset_key, level_key, noise_keys = episode_keys(key, self._env.spec)
         noise_std = self._noise_max * jax.random.uniform(level_key)
 
         def step(state: EnvState, key: Key[Array, ""]):
             action = self._act(state)
-            noise = noise_std * jnp.asarray(self._has_noise) * jax.random.normal(key, action.shape)
-            return self._env.step(state, action + noise), (state, action)
+            return self._env.step(state, disturbed(action, noise_std, key, self._env.spec)), (state, action)
 
-        noise_keys = jax.random.split(noise_key, self._env.spec.episode_length)
         last, (states, actions) = jax.lax.scan(step, self._env.reset(reset_key), noise_keys)
         return states, actions, noise_std, last.success
+
+
+def batch_key(config: TabletopDataConfig, task: str, attempt: int) -> Key[Array, ""]:
+    """Of the batch of episodes that attempt number `attempt` is in; its episodes split it."""
+    return keys.at_step(keys.stream(config.seed, f"tabletop/{task}"), attempt // config.batch_size)
+
+
+def episode_keys(key: Key[Array, ""], spec: EnvSpec) -> tuple[Key[Array, ""], Key[Array, ""], Key[Array, "t"]]:
+    """Of an episode: its reset, its noise level, and the noise of every step."""
+    reset_key, level_key, noise_key = jax.random.split(key, 3)
+    return reset_key, level_key, jax.random.split(noise_key, spec.episode_length)
+
+
+def disturbed(
+    action: Float[Array, "a"], noise_std: Float[Array, ""], key: Key[Array, ""], spec: EnvSpec
+) -> Float[Array, "a"]:
+    """What the robot does: noise in all dims but the grip."""
+    has_noise = np.array([name != GRIP for name in spec.action_names], np.float32)
+    return action + noise_std * jnp.asarray(has_noise) * jax.random.normal(key, action.shape)
 
 
 def _successes(config: TabletopDataConfig, task: str) -> Iterator[Episode]:
     """`episodes_per_task` successful episodes of one task."""
     env = config.env(task)
     collector = Collector(env, lambda state: expert(env, state), config.noise_max, config.batch_size)
-    key = keys.stream(config.seed, f"tabletop/{task}")
     written = attempts = 0
     while True:
-        episodes, places = collector.successes(keys.at_step(key, attempts // config.batch_size))
+        episodes, places = collector.successes(batch_key(config, task, attempts))
         for episode, place in zip(episodes, places, strict=True):
             metadata = {
                 **episode.metadata,
