@@ -10,6 +10,7 @@ from vla_jax.data.lint.report import Notes
 from vla_jax.data.lint.sample import Sample
 from vla_jax.data.lint.settings import LintConfig
 
+_WEAK = 0.3  # correlation; between this and matching.MATCHED a dim is neither a match nor an oddity
 _DRIFT = 0.5  # of the way the robot goes
 _LATE = 0.15  # of correlation gained by reading the actions one step earlier
 
@@ -17,15 +18,20 @@ _LATE = 0.15  # of correlation gained by reading the actions one step earlier
 def check(sample: Sample, config: LintConfig, notes: Notes) -> dict[int, Match]:
     """What every action dim but the gripper's does to the states."""
     gripper = config.declared.gripper_action_dim
-    found = {dim: match for dim, match in matching.matches(sample).items() if dim != gripper}
+    relations = matching.relate(sample)
+    found = {dim: match for dim, match in matching.matches(relations).items() if dim != gripper}
     if sample.states.shape[1] == 0 or len(sample.frames) == 0:
         return found
     notes.fact("actions", _described(found))
-    dims = [dim for dim in range(sample.actions.shape[1]) if dim != gripper and sample.actions[:, dim].std() > 1e-9]
+    unmatched = [
+        dim
+        for dim, strongest in enumerate(relations.strongest)
+        if dim != gripper and strongest < _WEAK and sample.actions[:, dim].std() > 1e-9
+    ]
     _check_kind(found, config, notes)
     _check_order(found, notes)
     _check_sign(found, notes)
-    _check_unmatched([dim for dim in dims if dim not in found], notes)
+    _check_unmatched(unmatched, notes)
     is_late = _check_delay(sample, found, notes)
     if not is_late:
         _check_integral(sample, found, notes)
@@ -96,7 +102,7 @@ def _check_unmatched(dims: list[int], notes: Notes) -> None:
         notes.warning(
             "unexplained action",
             f"action dims {dims} explain no state dim: every correlation with a movement or a next value is below "
-            f"{matching.MATCHED}",
+            f"{_WEAK}",
             "add what they drive to state_keys, or look at their frame and units; for a gripper, declare its dim",
         )
 

@@ -12,6 +12,7 @@ Kind = Literal["delta", "absolute"]
 
 MATCHED = 0.6  # least correlation
 _AHEAD = 5  # steps over which movements are summed, so that a robot that lags its command still matches
+_FEWEST_ROWS = 8
 _UNIT_GAIN = (0.5, 2.0)  # an absolute target is in the units of what it is a target of
 
 
@@ -26,12 +27,25 @@ class Match:
     gain: float  # state units per action unit
 
 
-def matches(sample: Sample) -> dict[int, Match]:
-    """By action dim; those that explain no state dim are left out. Over all pairs, the strongest first, each state
-    dim once."""
-    rows = sample.steps(ahead := _steps_ahead(sample))
-    if len(rows) < 8 or sample.states.shape[1] == 0:
-        return {}
+@dataclasses.dataclass(frozen=True, eq=False)
+class Relations:
+    """Every action dim with every state dim: correlation and gain as a movement and as a target."""
+
+    strength: dict[Kind, Float64[np.ndarray, "a s"]]
+    gain: dict[Kind, Float64[np.ndarray, "a s"]]
+
+    @property
+    def strongest(self) -> Float64[np.ndarray, "a"]:
+        """Per action dim, over states and kinds."""
+        return np.max([np.abs(each).max(1, initial=0) for each in self.strength.values()], axis=0)
+
+
+def relate(sample: Sample) -> Relations:
+    ahead = int(np.clip(np.median(sample.lengths) // 2, 1, _AHEAD)) if len(sample.lengths) else 1
+    rows = sample.steps(ahead)
+    nothing = np.zeros((sample.actions.shape[1], sample.states.shape[1]))
+    if len(rows) < _FEWEST_ROWS:
+        return Relations({"delta": nothing}, {"delta": nothing})
     summed, moved = sample.summed_actions(rows, ahead), sample.movements(rows, ahead)
     delta, delta_gain = correlations(summed, moved)
     actions, reached = sample.actions[rows], sample.states[rows + 1]
@@ -41,9 +55,15 @@ def matches(sample: Sample) -> dict[int, Match]:
     distance = np.sqrt(np.mean((actions[:, :, None] - reached[:, None, :]) ** 2, axis=0))
     close = distance < 0.5 * np.maximum(reached.std(0), 1e-12)[None]
     absolute = np.where(in_units & close, absolute, 0)
+    return Relations({"delta": delta, "absolute": absolute}, {"delta": delta_gain, "absolute": absolute_gain})
+
+
+def matches(relations: Relations) -> dict[int, Match]:
+    """By action dim; those that explain no state dim are left out. Over all pairs, the strongest first, each state
+    dim once."""
     pairs = [
-        Match(int(i), int(j), kind, float(strength[i, j]), float(gain[i, j]))
-        for kind, strength, gain in (("delta", delta, delta_gain), ("absolute", absolute, absolute_gain))
+        Match(int(i), int(j), kind, float(strength[i, j]), float(relations.gain[kind][i, j]))
+        for kind, strength in relations.strength.items()
         for i, j in zip(*np.nonzero(np.abs(strength) >= MATCHED), strict=True)
     ]
     found: dict[int, Match] = {}
@@ -64,7 +84,3 @@ def correlations(
     varies = (action_std > 1e-9) & (state_std > 1e-9)
     r = np.where(varies, covariance / np.where(varies, action_std * state_std, 1), 0)
     return r, np.where(varies, covariance / np.where(varies, action_std**2, 1), 0)
-
-
-def _steps_ahead(sample: Sample) -> int:
-    return int(np.clip(np.median(sample.lengths) // 2, 1, _AHEAD)) if len(sample.lengths) else 1
