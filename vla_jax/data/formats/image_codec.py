@@ -10,7 +10,8 @@ from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
 _JPEG_START = b"\xff\xd8"
-_DAMAGE = (UnidentifiedImageError, OSError, SyntaxError, struct.error, zlib.error, Image.DecompressionBombError)  # PIL's
+# What PIL raises for damaged bytes.
+_DAMAGE = (UnidentifiedImageError, OSError, SyntaxError, struct.error, zlib.error, Image.DecompressionBombError)
 Picture = UInt8[np.ndarray, "height width 3"]
 
 
