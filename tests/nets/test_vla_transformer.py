@@ -3,13 +3,14 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import nnx
 
 from tests.nets import examples
 from vla_jax.core import errors, functional
 from vla_jax.nets.attention import block_mask
 from vla_jax.nets.gemma import GemmaConfig
 from vla_jax.nets.mixture import Mixture, Stream
-from vla_jax.nets.siglip import SiglipConfig
+from vla_jax.nets.siglip import Siglip, SiglipConfig, join_neighbours
 from vla_jax.nets.vla_transformer import VlaTransformer, pi0, tiny
 
 KEY = jax.random.key(0)
@@ -178,18 +179,45 @@ def test_a_batch_equals_a_loop_over_its_examples():
 
 
 @pytest.mark.parametrize("patch_size", [4, 8, 16])
-def test_the_convolutional_stem_makes_the_same_number_of_tokens(patch_size):
-    vision = SiglipConfig(16, 1, 16, 2, patch_size=patch_size, image_size=16, stem="conv", stem_channels=4)
+def test_the_merging_stem_makes_the_same_number_of_tokens(patch_size):
+    vision = SiglipConfig(16, 1, 16, 2, patch_size=patch_size, image_size=16, stem="merge", stem_channels=4)
     net, params = make(vision=vision)
     prefix = jax.eval_shape(lambda p: net.bind(p).prefix(OBSERVATION), params)
     assert prefix.mask.shape == (B, 2 * (16 // patch_size) ** 2 + examples.PROMPT + 1)
+
+
+def test_joined_neighbours_are_the_squares_of_the_image():
+    image = jnp.arange(2 * 8 * 4 * 3).reshape(2, 8, 4, 3)
+    joined = join_neighbours(image, 2)
+    assert joined.shape == (2, 4, 2, 12)
+    assert jnp.array_equal(joined[1, 3, 0], image[1, 6:8, 0:2].reshape(-1))
+
+
+def vision_tokens(vision, image):
+    tower = Siglip(vision, nnx.Rngs(0))
+    return tower(image, jnp.float32)
+
+
+def test_a_patch_token_sees_its_patch_alone_and_a_mixed_token_the_whole_grid():
+    image = jax.random.randint(jax.random.key(3), (1, 16, 16, 3), 0, 256).astype(jnp.uint8)
+    other = image.at[0, 15, 15].set(255 - image[0, 15, 15])
+    # No layers: what a token knows is then what the stem told it.
+    for stem in ("patch", "merge"):
+        vision = SiglipConfig(16, 0, 16, 2, patch_size=8, image_size=16, stem=stem, stem_channels=8)
+        moved = jnp.any(vision_tokens(vision, image) != vision_tokens(vision, other), axis=-1)[0]
+        assert moved.tolist() == [False, False, False, True]
+        mixed = dataclasses.replace(vision, mixed_tokens=3)
+        moved = jnp.any(vision_tokens(mixed, image) != vision_tokens(mixed, other), axis=-1)[0]
+        assert moved.tolist() == [True, True, True]
 
 
 def test_impossible_configs_and_inputs_are_named():
     with pytest.raises(errors.ConfigError, match="cached"):
         examples.transformer_config(state_token="suffix", adaptive_norm=True)
     with pytest.raises(errors.ConfigError, match="power of 2"):
-        SiglipConfig(16, 1, 16, 2, patch_size=12, image_size=24, stem="conv")
+        SiglipConfig(16, 1, 16, 2, patch_size=12, image_size=24, stem="merge")
+    with pytest.raises(errors.ConfigError, match="mixed_tokens"):
+        SiglipConfig(16, 1, 16, 2, patch_size=8, image_size=16, mixed_tokens=0)
     with pytest.raises(errors.ConfigError, match="depth has to agree"):
         deep = dataclasses.replace(examples.transformer_config().suffix_expert, depth=3)
         config = examples.transformer_config(suffix_expert=deep)

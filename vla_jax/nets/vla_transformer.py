@@ -67,13 +67,13 @@ class VlaTransformerConfig:
 def tiny(
     cameras: tuple[str, ...], state_dim: int, vocab_size: int, prompt_length: int, **changes
 ) -> VlaTransformerConfig:
-    """About 1M parameters for 64x64 images: convolutional stem, 16 tokens per camera, one key-value head."""
+    """About 1M parameters for 64x64 images: merging stem, 16 tokens per camera, one key-value head."""
     config = VlaTransformerConfig(
         cameras=cameras,
         state_dim=state_dim,
         vocab_size=vocab_size,
         prompt_length=prompt_length,
-        vision=SiglipConfig(128, depth=1, mlp_dim=256, num_heads=2, patch_size=16, image_size=64, stem="conv"),
+        vision=SiglipConfig(128, depth=1, mlp_dim=256, num_heads=2, patch_size=16, image_size=64, stem="merge"),
         prefix_expert=GemmaConfig(128, depth=3, mlp_dim=384, num_heads=4, num_kv_heads=1, head_dim=32),
         suffix_expert=GemmaConfig(96, depth=3, mlp_dim=256, num_heads=4, num_kv_heads=1, head_dim=32),
         camera_embedding=True,
