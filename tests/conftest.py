@@ -7,7 +7,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 
-from vla_jax.core import runtime
+from vla_jax.core import runtime  # importing vla_jax sets the CPU flags that jax reads when it first computes
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 runtime.enable_compile_cache()
