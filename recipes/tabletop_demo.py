@@ -48,7 +48,7 @@ def imitation(folder: str = FOLDER, seed: int = 0) -> Recipe:
     )
     # 8 noise draws per image: the suffix is much cheaper than the convolutions
     decoder = FlowConfig(ACTION_HORIZON, len(ACTION_NAMES), loss_samples=8, clip_actions=True)
-    steps = 1600
+    steps = 1400
     return Recipe(
         name="tabletop_demo/imitation",
         policy=PolicyConfig(backbone, decoder),
