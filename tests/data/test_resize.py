@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vla_jax.core.errors import ConfigError
-from vla_jax.data.resize import ResizedPictures, check, resize
+from vla_jax.core.images import average_blocks
+from vla_jax.data.resize import AveragedPictures, ResizedPictures, check_size, resize
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (18, 32, 3), np.uint8)
 
@@ -76,7 +77,17 @@ def test_a_source_scales_every_picture_and_passes_on_which_are_real():
     assert not out[1].any()
 
 
+def test_a_source_can_average_blocks():
+    source = AveragedPictures(Pictures(), 2)
+    assert source.image_shape("front") == (9, 16, 3)
+    out = np.empty((2, 9, 16, 3), np.uint8)
+    assert source.read_images(np.array([0, 2]), "front", out).tolist() == [True, False]
+    np.testing.assert_array_equal(out[0], average_blocks(PICTURE, 2))
+    with pytest.raises(ConfigError, match="divides 18 x 32"):
+        AveragedPictures(Pictures(), 4).image_shape("front")
+
+
 @pytest.mark.parametrize("size", [(0, 4, "pad"), (4, -1, "crop"), (4, 4, "squeeze")])
 def test_impossible_sizes_are_refused(size):
     with pytest.raises(ConfigError, match=r"DatasetConfig\.resize"):
-        check(size, "DatasetConfig.resize")
+        check_size(size, "DatasetConfig.resize")

@@ -33,6 +33,8 @@ class Demonstrations(struct.PyTreeNode):
     actions: Float[Array, "*b h a"]  # normalized
     action_mask: Bool[Array, "*b h a"]  # False: past the end of the episode, or an unused dim
     weight: Float[Array, "*b"]
+    future: Observation | None = None  # some steps ahead; its image_mask is False past the end of the episode
+    goal: Observation | None = None  # one that the episode reaches later
 
 
 class Transitions(struct.PyTreeNode):
@@ -49,6 +51,7 @@ class Transitions(struct.PyTreeNode):
     action_mask: Bool[Array, "*b h"]  # False: the step was not run, because the episode had ended
     next_observation: Any
     extras: dict[str, Array]
+    goal: Any = None  # an observation that the rewards are about
 
 
 class PromptTable(struct.PyTreeNode):

@@ -118,7 +118,7 @@ class ImageCache:
         self._ok = {name: np.load(self._path(name, "ok.npy"), mmap_mode="r") for name in self._shapes}
         self._ends, self._data = {}, {}
         for name, shape in self._shapes.items():
-            if self._about["format"] == "raw":
+            if self.is_raw:
                 self._data[name] = np.memmap(self._path(name, "raw"), np.uint8, "r", shape=(self.num_frames, *shape))
             else:
                 self._ends[name] = np.load(self._path(name, "ends.npy"), mmap_mode="r")
@@ -128,6 +128,10 @@ class ImageCache:
     @property
     def num_frames(self) -> int:
         return self._about["num_frames"]
+
+    @property
+    def is_raw(self) -> bool:
+        return self._about["format"] == "raw"
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -145,7 +149,7 @@ class ImageCache:
         self, frames: Int64[np.ndarray, "n"], name: str, out: UInt8[np.ndarray, "n height width 3"]
     ) -> Bool[np.ndarray, "n"]:
         data = self._data[name]
-        if self._about["format"] == "raw":
+        if self.is_raw:
             np.take(data, frames, axis=0, out=out)
         else:
             ends = self._ends[name]

@@ -1,29 +1,48 @@
 """The loader: datasets in, the same endless stream of batches out, for any number of processes and after any resume.
 
+    step -> positions -> (dataset, sample) -> frames -> rows of one batch, filled in place by several threads
+
 Batch `step` of a run is a pure function of the seed and `step`. Process `i` of `n` gets rows `[i * b / n, (i + 1) * b
 / n)` of the global batch, so laying the processes' batches end to end gives the global batch whatever `n` is.
+
+Threads share out the rows of a batch, so a first batch takes as long as its rows divided by the threads, and no more
+than `PREFETCH` batches beside the one being trained on are in memory, whatever the number of threads.
 """
 
+import collections
+import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
+from concurrent import futures
 from pathlib import Path
+from typing import Any
 
-import grain
 import jax
 import numpy as np
 
 from vla_jax.core import errors
-from vla_jax.core.types import Demonstrations
-from vla_jax.data.demonstrations import DemonstrationDataset, Tokenizer
+from vla_jax.core.types import Demonstrations, Transitions
+from vla_jax.data import draws
+from vla_jax.data.demonstrations import DEFAULT_IMAGE_CACHE_BYTES, DemonstrationDataset, FrameDataset
+from vla_jax.data.formats.faults import Fault, FaultPolicy
+from vla_jax.data.mixture import mixture_weights
 from vla_jax.data.normalization import Normalizer
+from vla_jax.data.observations import Tokenizer
 from vla_jax.data.order import GlobalOrder
 from vla_jax.data.schema import DatasetConfig
+from vla_jax.data.splits import Subset
+from vla_jax.data.transitions import TransitionDataset
+
+PREFETCH = 2  # batches begun ahead of the one asked for
+BATCH_TIMEOUT = 600.0  # seconds after which a batch that does not come is an error, such as a file system that hangs
+_CLOSE_TIMEOUT = 10.0  # seconds for the rows that threads are filling
 
 
-class Loader(Iterator[Demonstrations]):
-    """An endless iterator of batches with numpy leaves; weights are ones.
+class Loader(Iterator[Demonstrations | Transitions]):
+    """An endless iterator of batches with numpy leaves: Demonstrations, or Transitions where the configs say so.
 
-    Threads prepare the next batches: JPEG decoding leaves the interpreter lock, and measured against worker processes
-    threads gave more frames per cpu-second.
+    Threads prepare the next batches: JPEG decoding and copying leave the interpreter lock, and measured against worker
+    processes threads gave more frames per cpu-second.
     """
 
     def __init__(
@@ -33,70 +52,107 @@ class Loader(Iterator[Demonstrations]):
         batch_size: int,
         seed: int,
         tokenizer: Tokenizer,
-        normalizer: Normalizer,
+        normalizer: Normalizer | Sequence[Normalizer],
         weights: Sequence[float] | None = None,
+        temperature: float = 1.0,
+        balance_embodiments: bool = False,
+        subset: Subset | None = None,
         process_index: int = 0,
         process_count: int = 1,
         num_threads: int = 2,
         start_step: int = 0,
-        image_cache_bytes: int = 2 << 30,
+        image_cache_bytes: int = DEFAULT_IMAGE_CACHE_BYTES,
         cache_folder: str | Path | None = None,
+        faults: FaultPolicy | None = None,
     ):
-        """`batch_size` is the global one. `weights` are the fractions of a mixture, by default in proportion to the
-        frames. All datasets of a mixture share the normalizer, the camera names and the image sizes.
+        """`batch_size` is the global one. `normalizer` is one for all datasets, or one for each.
+
+        `weights`, `temperature` and `balance_embodiments` set the fractions of a mixture (see `mixture_weights`), by
+        default in proportion to the samples. All datasets of a mixture have the same camera names, image sizes and
+        dims. `subset` replaces that of every config. Decoded pictures are kept in memory where a dataset's fit into
+        its share of `image_cache_bytes`; with 0 memory does not grow with the data.
 
         Raises DataError when a dataset lacks what its config asks for, ConfigError for values that cannot work.
         """
         configs = [datasets] if isinstance(datasets, DatasetConfig) else list(datasets)
+        if subset is not None:
+            configs = [dataclasses.replace(config, subset=subset) for config in configs]
         _check_sizes(configs, batch_size, process_index, process_count, num_threads, start_step)
+        normalizers = [normalizer] * len(configs) if isinstance(normalizer, Normalizer) else list(normalizer)
+        if len(normalizers) != len(configs):
+            raise errors.ConfigError(
+                "Loader.normalizer", expected=f"one, or {len(configs)}, one per dataset", found=len(normalizers)
+            )
         self.datasets = [
-            DemonstrationDataset(
+            open_frames(
                 config,
-                normalizer,
+                own,
                 tokenizer,
                 image_cache_bytes=image_cache_bytes // len(configs),
                 cache_folder=cache_folder,
+                faults=faults,
             )
-            for config in configs
+            for config, own in zip(configs, normalizers, strict=True)
         ]
-        self._order = GlobalOrder([dataset.num_frames for dataset in self.datasets], seed, weights)
-        self._batch_size, self._rows = batch_size, batch_size // process_count
-        self._first_row = process_index * self._rows
+        sizes = [dataset.num_samples for dataset in self.datasets]
+        robots = [config.embodiment for config in configs] if balance_embodiments else None
+        self.weights = mixture_weights(sizes, weights, temperature=temperature, embodiments=robots)
+        self._order, self._seed = GlobalOrder(sizes, seed, self.weights), seed
+        self._batch_size, self._num_rows = batch_size, batch_size // process_count
+        self._first_row = process_index * self._num_rows
         self._num_threads = num_threads
         self._step = start_step
-        self._batches: grain.DatasetIterator | None = None
+        self._threads: futures.ThreadPoolExecutor | None = None
+        self._ahead: collections.deque[tuple[Any, list[futures.Future]]] = collections.deque()
+        self._num_damaged = 0
         self._check_mixture()
 
     @property
     def num_frames(self) -> int:
+        """That may be sampled, over all datasets."""
         return sum(dataset.num_frames for dataset in self.datasets)
 
-    def batch(self, step: int) -> Demonstrations:
-        """This process's rows of global batch `step`, made on the spot."""
-        start = step * self._batch_size + self._first_row
-        numbers, frames = self._order(start, start + self._rows)
-        if len(self.datasets) == 1:
-            return self.datasets[0].batch(frames)
-        parts, rows = [], []
-        for number, dataset in enumerate(self.datasets):
-            chosen = np.flatnonzero(numbers == number)
-            if len(chosen):
-                parts.append(dataset.batch(frames[chosen]))
-                rows.append(chosen)
-        back = np.argsort(np.concatenate(rows))
-        return jax.tree.map(lambda *leaves: np.concatenate(leaves)[back], *parts)
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        """The damage met so far, at indexing and since."""
+        return tuple(fault for dataset in self.datasets for fault in dataset.dataset.faults.faults)
 
-    def example(self) -> Demonstrations:
+    def metrics(self) -> dict[str, float]:
+        """`data/faults`: samples of the last batch that have weight 0 because of damage. A function of the step, so
+        that a resumed run logs what an uninterrupted one does."""
+        return {"data/faults": float(self._num_damaged)}
+
+    def batch(self, step: int) -> Demonstrations | Transitions:
+        """This process's rows of global batch `step`, made on the spot."""
+        out = self._allocate()
+        self._fill(out, step, 0, self._num_rows)
+        return out
+
+    def example(self) -> Demonstrations | Transitions:
         """A batch of the right shapes for initialization; the stream does not advance."""
         return self.batch(0)
 
-    def __next__(self) -> Demonstrations:
-        if self._batches is None:
-            options = grain.ReadOptions(num_threads=self._num_threads, prefetch_buffer_size=2 * self._num_threads)
-            self._batches = iter(grain.MapDataset.source(_Steps(self)).to_iter_dataset(options))
-            self._batches.set_state({"next_index": self._step})
-        batch = next(self._batches)
+    def __next__(self) -> Demonstrations | Transitions:
+        """Raises what a thread raised, with its traceback; the loader then stops its threads."""
+        if self._threads is None:
+            self._threads = futures.ThreadPoolExecutor(self._num_threads, thread_name_prefix="vla_jax-loader")
+        while len(self._ahead) <= PREFETCH:
+            self._ahead.append(self._begin(self._step + len(self._ahead)))
+        batch, jobs = self._ahead.popleft()
+        try:
+            if futures.wait(jobs, timeout=BATCH_TIMEOUT).not_done:
+                raise errors.DataError(
+                    f"batch {self._step} did not come",
+                    expected=f"within {BATCH_TIMEOUT:.0f} seconds",
+                    fix="look at the file system that holds the data",
+                )
+            for job in jobs:
+                job.result()
+        except BaseException:
+            self.close()
+            raise
         self._step += 1
+        self._num_damaged = int((_weight(batch) == 0).sum())
         return batch
 
     def state(self) -> dict[str, int]:
@@ -110,13 +166,41 @@ class Loader(Iterator[Demonstrations]):
 
     def close(self) -> None:
         """Stop the threads; the next call of `next` starts them again."""
-        if self._batches is not None:
-            self._batches.close()
-            self._batches = None
+        if self._threads is None:
+            return
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        running = [job for _, jobs in self._ahead for job in jobs]
+        futures.wait(running, timeout=_CLOSE_TIMEOUT)
+        self._threads = None
+        self._ahead.clear()
+
+    def _allocate(self) -> Demonstrations | Transitions:
+        return self.datasets[0].allocate(self._num_rows)
+
+    def _begin(self, step: int) -> tuple[Any, list[futures.Future]]:
+        """A batch and the jobs that fill its rows."""
+        out = self._allocate()
+        bounds = np.linspace(0, self._num_rows, min(self._num_threads, self._num_rows) + 1).astype(int)
+        jobs = [
+            self._threads.submit(self._fill, out, step, int(first), int(stop))
+            for first, stop in itertools.pairwise(bounds)
+        ]
+        return out, jobs
+
+    def _fill(self, out: Demonstrations | Transitions, step: int, first: int, stop: int) -> None:
+        """Rows `first` to `stop` of this process's part of global batch `step`; every dataset writes its own."""
+        rows = np.arange(first, stop)
+        positions = step * self._batch_size + self._first_row + rows
+        numbers, samples = self._order.at(positions)
+        keys = draws.sample_keys(self._seed, positions)
+        for number, dataset in enumerate(self.datasets):
+            mine = np.flatnonzero(numbers == number)
+            if mine.size:
+                dataset.fill(out, rows[mine], dataset.selection(samples[mine], keys[mine]), keys[mine])
 
     def _check_mixture(self) -> None:
         if len(self.datasets) > 1:
-            shapes = [_shapes(dataset.batch(np.zeros(1, np.int64))) for dataset in self.datasets]
+            shapes = [_shapes(dataset.allocate(1)) for dataset in self.datasets]
             for dataset, found in zip(self.datasets, shapes, strict=True):
                 if found != shapes[0]:
                     raise errors.ConfigError(
@@ -127,20 +211,17 @@ class Loader(Iterator[Demonstrations]):
                     )
 
 
-class _Steps:
-    """The endless sequence of batches as grain wants a source: random access and a length."""
-
-    def __init__(self, loader: Loader):
-        self._loader = loader
-
-    def __len__(self) -> int:
-        return 2**48  # more steps than any run
-
-    def __getitem__(self, step: int) -> Demonstrations:
-        return self._loader.batch(step)
+def open_frames(config: DatasetConfig, normalizer: Normalizer, tokenizer: Tokenizer, **options: Any) -> FrameDataset:
+    """The dataset of a config: transitions where it asks for them, else demonstrations."""
+    kind = DemonstrationDataset if config.transitions is None else TransitionDataset
+    return kind(config, normalizer, tokenizer, **options)
 
 
-def _shapes(batch: Demonstrations) -> dict[str, tuple[int, ...]]:
+def _weight(batch: Demonstrations | Transitions) -> np.ndarray:
+    return batch.weight if isinstance(batch, Demonstrations) else batch.extras["weight"]
+
+
+def _shapes(batch: Demonstrations | Transitions) -> dict[str, tuple[int, ...]]:
     return {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(batch)}
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Int64, UInt8
 from PIL import Image
 
-from vla_jax.core import errors
+from vla_jax.core import errors, images
 
 Fit = Literal["pad", "crop", "stretch"]
 Size = tuple[int, int, Fit]  # height, width, how
@@ -84,7 +84,32 @@ class ResizedPictures:
         return ok
 
 
-def check(size: Size, place: str) -> None:
+class AveragedPictures:
+    """A source whose pictures are averaged in blocks of `factor` x `factor` pixels."""
+
+    def __init__(self, source: PictureSource, factor: int):
+        self._source, self._factor = source, factor
+
+    @property
+    def num_frames(self) -> int:
+        return self._source.num_frames
+
+    def image_shape(self, name: str) -> tuple[int, int, int]:
+        """Raises ConfigError when the factor does not divide the size."""
+        return images.average_blocks(np.empty(self._source.image_shape(name), np.uint8), self._factor).shape
+
+    def read_images(
+        self, frames: Int64[np.ndarray, "n"], name: str, out: UInt8[np.ndarray, "n height width 3"]
+    ) -> Bool[np.ndarray, "n"]:
+        stored = np.empty((1, *self._source.image_shape(name)), np.uint8)
+        ok = np.empty(len(frames), bool)
+        for row in range(len(frames)):
+            ok[row] = self._source.read_images(frames[row : row + 1], name, stored)[0]
+            out[row] = images.average_blocks(stored[0], self._factor)
+        return ok
+
+
+def check_size(size: Size, place: str) -> None:
     """Raise ConfigError unless this is a size."""
     height, width, fit = size
     if height < 1 or width < 1 or fit not in ("pad", "crop", "stretch"):
