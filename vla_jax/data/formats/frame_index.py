@@ -91,7 +91,7 @@ def _build(split: Split, folder: Path, log: FaultLog, num_workers: int, progress
     _write_text(folder / "specs.json", json.dumps([_as_json(spec) for spec in split.specs.values()]))
     jobs = [Job(split.shards[i], paths[i]) for i in waiting]
     for count, number in enumerate(_parts(jobs, tuple(split.specs.values()), num_workers), len(paths) - len(jobs) + 1):
-        for fault in index_build.load(jobs[number].part).faults:
+        for fault in index_build.load(jobs[number].part, names=()).faults:
             log.add(fault)
         if progress is not None:
             progress(count, len(paths))

@@ -60,12 +60,7 @@ def decode(data: bytes, out: Picture | None = None, scale: int = 1) -> Picture:
         return simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=out, **sizes)
     if scale != 1:
         raise ValueError("only a JPEG can be scaled while it is decoded")
-    picture = _decode_with_pil(data)
-    if out is None:
-        return picture
-    _check_shape(picture.shape, out)
-    out[...] = picture
-    return out
+    return _decode_with_pil(data, out)
 
 
 def _check_shape(shape: tuple[int, ...], out: Picture) -> None:
@@ -73,9 +68,13 @@ def _check_shape(shape: tuple[int, ...], out: Picture) -> None:
         raise ValueError(f"a picture of shape {list(shape)} where the others have {list(out.shape)}")
 
 
-def _decode_with_pil(data: bytes) -> Picture:
+def _decode_with_pil(data: bytes, out: Picture | None) -> Picture:
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return np.asarray(image.convert("RGB"))
+            if out is None:
+                return np.asarray(image.convert("RGB"))
+            _check_shape((image.height, image.width, 3), out)
+            out[...] = np.asarray(image.convert("RGB"))
+            return out
     except _DAMAGE as error:
         raise ValueError(str(error)) from error

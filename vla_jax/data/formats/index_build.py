@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from vla_jax.data.formats.example_proto import ByteSpans, Value, parse_example
 from vla_jax.data.formats.faults import Fault
 from vla_jax.data.formats.records import Shard
 from vla_jax.data.formats.specs import FeatureSpec
+from vla_jax.data.formats.tfrecord import Record
 
 _MAX_RECORD_BYTES = 2**32  # a protobuf message ends at 2 GiB; places within a record are 32 bits
 
@@ -51,13 +52,13 @@ def build(shard: Shard, specs: Sequence[FeatureSpec], tick: Callable[[], None] =
         tick()
         if isinstance(record, Fault):
             collector.faults.append(record)
-            continue
-        try:
-            example = parse_example(record.payload, 0, len(record.payload))
-            collector.add(example, record.payload, record.number, record.payload_start)
-        except ValueError as error:
-            place = f"{shard.path}, record {record.number}"
-            collector.faults.append(Fault("corrupt record", place, str(error)))
+        else:
+            try:
+                collector.add(record)
+            except ValueError as error:
+                place = f"{shard.path}, record {record.number}"
+                collector.faults.append(Fault("corrupt record", place, str(error)))
+        del record  # before the next is read: see tfrecord.scan
     return collector.finish()
 
 
@@ -77,9 +78,10 @@ def save(part: Part, path: Path) -> None:
     os.replace(partial, path)
 
 
-def load(path: Path) -> Part:
+def load(path: Path, names: Collection[str] | None = None) -> Part:
+    """A stored part, with all of its arrays or with these."""
     with np.load(path) as stored:
-        arrays = {name: stored[name] for name in stored.files}
+        arrays = {name: stored[name] for name in stored.files if names is None or name in names or name == "about"}
     about = json.loads(arrays.pop("about").tobytes())
     return Part(
         arrays=arrays,
@@ -107,8 +109,10 @@ class _Collector:
         self._texts: dict[str, dict[bytes, int]] = {spec.name: {} for spec in specs if spec.kind == "text"}
         self._keys: tuple[str, ...] = ()
 
-    def add(self, example: Mapping[str, Value], payload: bytes, number: int, start: int) -> None:
-        """Raises ValueError, and takes nothing, when the record does not fit the features."""
+    def add(self, record: Record) -> None:
+        """Raises ValueError, and takes nothing, when the record is no Example or does not fit the features."""
+        payload = record.payload
+        example = parse_example(payload, 0, len(payload))
         self._keys = self._keys or tuple(sorted(example))
         if len(payload) >= _MAX_RECORD_BYTES:
             raise ValueError(f"the record has {len(payload)} bytes, and a record ends at 2 GiB")
@@ -118,7 +122,7 @@ class _Collector:
         for arrays in rows:
             for name, array in arrays.items():
                 self._rows[name].append(array)
-        self._places.append((number, start, len(payload), num_steps))
+        self._places.append((record.number, record.payload_start, len(payload), num_steps))
 
     def _convert(self, spec: FeatureSpec, value: "Value | _Absent", payload: bytes) -> dict[str, np.ndarray]:
         names = arrays_of(spec)

@@ -14,6 +14,7 @@ from vla_jax.data.formats.faults import Fault
 from vla_jax.data.formats.index_build import Split
 
 _PLACES = ("number", "start", "length")  # of a record
+_SURVEYED = ("number", "num_steps", "columns/is_first", "columns/is_last")
 
 
 def join(parts: Sequence[Path], split: Split, folder: Path) -> None:
@@ -97,7 +98,7 @@ def _survey(
     """Which records of every part stay, the first frame of every episode, all faults, the keys of some record."""
     faults, keys, numbers, num_steps, flags = [], (), [], [], []
     for path in parts:
-        part = index_build.load(path)
+        part = index_build.load(path, _SURVEYED)
         faults += part.faults
         keys = keys or part.keys
         numbers.append(part.arrays["number"])

@@ -16,7 +16,6 @@ from vla_jax.data.formats import tfrecord
 from vla_jax.data.formats.faults import Fault
 
 FileFormat = Literal["array_record", "tfrecord"]
-_BYTES_AT_ONCE = 8 << 20  # of an ArrayRecord file while scanning: small records cost a call each otherwise
 _OPEN_FILES = 256  # a process may have 1,024, and DROID has 2,048 shards
 _RECORD_BYTES = 256 << 20  # whole records kept in memory: neighbours of a frame are often asked for next
 _RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"
@@ -51,6 +50,7 @@ def scan(shard: Shard) -> Iterator[tfrecord.Record | Fault]:
             seen += 1
             if record.damage is None:
                 yield record
+                del record  # before the next is read: see tfrecord.scan
                 continue
             faulty = True
             cut = record.damage.kind == "truncated shard"
@@ -79,31 +79,16 @@ def _scan_tfrecord(path: Path) -> Iterator[tfrecord.Record]:
 def _scan_array_record(path: Path) -> Iterator[tfrecord.Record]:
     try:
         reader = _open_array_record(path)
-    except _Unreadable as error:
-        yield tfrecord.Record(0, 0, b"", tfrecord.Damage("truncated shard", "an ArrayRecord file", str(error)))
-        return
-    try:
-        count = reader.num_records()
-        step = max(1, count * _BYTES_AT_ONCE // max(path.stat().st_size, 1))
-        for first in range(0, count, step):
-            yield from _read_range(reader, first, min(first + step, count))
-    finally:
-        reader.close()
-
-
-def _read_range(reader: array_record_module.ArrayRecordReader, first: int, stop: int) -> Iterator[tfrecord.Record]:
-    try:
-        payloads = reader.read(first, stop)
-    except (RuntimeError, ValueError):
-        for number in range(first, stop):
+        for number in range(reader.num_records()):
             try:
-                yield tfrecord.Record(number, 0, reader.read([number])[0])
-            except (RuntimeError, ValueError, IndexError) as error:
+                yield tfrecord.Record(number, 0, reader.read())  # in order: twice as fast as by number
+            except (RuntimeError, ValueError) as error:
                 damage = tfrecord.Damage("corrupt record", "a record that fits its checksum", _first_line(error))
                 yield tfrecord.Record(number, 0, b"", damage)
-    else:
-        for number, payload in enumerate(payloads, first):
-            yield tfrecord.Record(number, 0, payload)
+                reader = _open_array_record(path)  # one that met damage reads nothing more in order
+                reader.seek(number + 1)
+    except _Unreadable as error:
+        yield tfrecord.Record(0, 0, b"", tfrecord.Damage("truncated shard", "an ArrayRecord file", str(error)))
 
 
 class _Unreadable(Exception):
