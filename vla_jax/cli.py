@@ -18,7 +18,7 @@ vla-jax train RECIPE[:FUNCTION] --run DIR [--FIELD VALUE ...]   train a recipe; 
 vla-jax eval CHECKPOINT [--doctor] [--FIELD VALUE ...]          judge a checkpoint by its recipe's evaluation
 vla-jax compare RUN_A RUN_B                                     two evaluations, episode by episode
 vla-jax table NAME                                              a benchmark table from results/
-vla-jax data generate|inspect|stats ...                         demonstrations on disk
+vla-jax data generate|inspect|index|stats|convert|cache|view|lint ...  demonstrations on disk
 vla-jax doctor                                                  what this machine has and lacks
 
 `vla-jax COMMAND --help` says more."""
@@ -162,13 +162,13 @@ def doctor(arguments: list[str]) -> None:
 
 
 def data(arguments: list[str]) -> None:
-    """generate makes demonstrations, inspect shows a dataset, stats computes what normalization needs."""
-    from vla_jax import cli_data
+    """Demonstrations on disk: make, look at, measure, convert and check them."""
+    from vla_jax.cli_data.verbs import VERBS
 
-    verb, rest = _positional(arguments, "data", "generate|inspect|stats")
-    if verb not in cli_data.VERBS:
-        raise errors.ConfigError(f"no command data {verb!r}", fix=errors.closest(verb, cli_data.VERBS))
-    cli_data.VERBS[verb](rest, _console)
+    verb, rest = _positional(arguments, "data", "|".join(VERBS))
+    if verb not in VERBS:
+        raise errors.ConfigError(f"no command data {verb!r}", fix=errors.closest(verb, VERBS))
+    VERBS[verb](rest, _console)
 
 
 def load_recipe(name: str) -> Any:

@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 
 from vla_jax.data.formats.faults import Fault, FaultLog
-from vla_jax.data.formats.features import FeatureSpec
+from vla_jax.data.formats.features import Episode, FeatureSpec, demonstration_flags, episode_features
+from vla_jax.data.formats.rlds_writer import RldsWriter
 
 
 @dataclasses.dataclass
@@ -101,3 +102,16 @@ def clean_set(num_episodes=12, num_steps=60, seed=0) -> MemorySet:
         words={"language_instruction": [texts[frame // num_steps % 2] for frame in range(frames)]},
         pictures=pictures,
     )
+
+
+def write_rlds(dataset: MemorySet, folder):
+    """The set of `clean_set` on disk, every episode with a reward of 1 at its end; returns the version folder."""
+    sizes = {name.removeprefix("observation/"): dataset.image_shape(name)[:2] for name in dataset.cameras}
+    widths = [dataset.columns[name].shape[1] for name in ("observation/state", "action")]
+    with RldsWriter(folder, episode_features(sizes, *widths), "small") as writer:
+        for start, stop in zip(dataset.episode_starts[:-1], dataset.episode_starts[1:], strict=True):
+            arrays = {**dataset.pictures, **dataset.columns}
+            steps = {name: array[start:stop] for name, array in arrays.items()}
+            steps["language_instruction"] = dataset.words["language_instruction"][start]
+            writer.write(Episode({**steps, **demonstration_flags(int(stop - start))}))
+    return folder

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.data.memory_set import clean_set
 from vla_jax.core import errors
 from vla_jax.data import statistics
 from vla_jax.data.normalization import FieldStatistics, Statistics
@@ -130,7 +131,20 @@ def test_statistics_are_computed_once_per_fingerprint(tmp_path):
         calls.append(1)
         return Statistics(field, field)
 
-    first = statistics.cached(tmp_path, {"data": "a", "keys": ["state"]}, compute)
-    assert statistics.cached(tmp_path, {"keys": ["state"], "data": "a"}, compute) == first and len(calls) == 1
-    statistics.cached(tmp_path, {"data": "b", "keys": ["state"]}, compute)
+    first = statistics.cached({"data": "a", "keys": ["state"]}, compute, tmp_path)
+    assert statistics.cached({"keys": ["state"], "data": "a"}, compute, tmp_path) == first and len(calls) == 1
+    statistics.cached({"data": "b", "keys": ["state"]}, compute, tmp_path)
     assert len(calls) == 2
+
+
+def test_a_fingerprint_follows_every_number_and_bound_and_nothing_else():
+    names = ("observation/state", "action")
+    first, same, changed, cut, other = (clean_set(num_episodes=3, num_steps=20) for _ in range(5))
+    same.place = "somewhere else"
+    changed.columns["action"][33, 2] = np.nextafter(changed.columns["action"][33, 2], 9)
+    cut.lengths = (20, 19, 21)
+    other.columns["reward"] = np.ones(60, np.float32)  # not asked for
+    expected = statistics.fingerprint(first, names)
+    assert statistics.fingerprint(same, names) == statistics.fingerprint(other, names) == expected
+    assert len({expected, statistics.fingerprint(changed, names), statistics.fingerprint(cut, names)}) == 3
+    assert statistics.fingerprint(first, names[:1]) != expected

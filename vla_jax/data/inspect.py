@@ -14,8 +14,9 @@ from vla_jax.data import statistics
 from vla_jax.data.formats.episodes import EpisodeDataset
 from vla_jax.data.formats.faults import Fault
 from vla_jax.data.formats.features import FeatureSpec
-from vla_jax.data.formats.rlds import RldsDataset, load_info
+from vla_jax.data.layout import read_layout
 from vla_jax.data.normalization import FieldStatistics, Statistics
+from vla_jax.data.open import open_dataset
 
 _INSTRUCTION = "language_instruction"
 _FAULTS_SHOWN = 10
@@ -53,14 +54,11 @@ class Report:
 
 def inspect(folder: str | Path, cache_folder: str | Path | None = None) -> Report:
     """Read every split of the dataset in `folder`; pictures are located but not decoded. Raises DataError."""
-    info = load_info(folder)
-    datasets = [RldsDataset(folder, split, cache_folder=cache_folder) for split in info.splits]
-    reports = [
-        report_split(dataset, name, [shard.path for shard in shards])
-        for dataset, (name, shards) in zip(datasets, info.splits.items(), strict=True)
-    ]
-    title = f"{info.name} {info.version}, {info.file_format}, in {folder}"
-    return Report(title, info.description, datasets[0].specs if datasets else {}, tuple(reports))
+    layout = read_layout(folder)
+    datasets = {split: open_dataset(folder, split, cache_folder=cache_folder) for split in layout.splits}
+    reports = tuple(report_split(dataset, split, layout.splits[split]) for split, dataset in datasets.items())
+    specs = next((dataset.specs for dataset in datasets.values()), {})
+    return Report(layout.title, layout.description, specs, reports)
 
 
 def report_split(dataset: EpisodeDataset, name: str, files: Sequence[Path]) -> SplitReport:

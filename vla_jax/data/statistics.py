@@ -16,7 +16,8 @@ shard, so shards merge exactly, and in any order.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,13 @@ import numpy as np
 from jaxtyping import Float, Float64, Int64
 
 from vla_jax.core import errors
+from vla_jax.data.formats.episodes import EpisodeDataset
 from vla_jax.data.normalization import FieldStatistics, Statistics
 
 EXACT_FRAMES = 2**20  # frames whose values are kept; 16 dims are 64 MB
 RELATIVE_ERROR = 2.0**-11  # of a quantile of more frames than that
 CHUNK_FRAMES = 2**18
+_VERSION = 1  # raise it when the same columns would give other numbers
 _DROPPED_BITS = 12  # of a float32's 32
 _NUM_BINS = 1 << (32 - _DROPPED_BITS)
 _ZERO_BIN = _NUM_BINS // 2
@@ -166,16 +169,32 @@ def summarize(read: Read, num_frames: int, place: str = "statistics", *, chunk_f
     return summary
 
 
-def cached(folder: Path, parts: Mapping[str, Any], compute: Callable[[], Statistics]) -> Statistics:
-    """`compute()`, or what it gave for the same `parts` before: JSON values that name the data (a fingerprint of the
-    index) and everything about the config that the numbers depend on."""
-    key = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:24]
-    path = Path(folder) / f"{key}.statistics.json"
+def fingerprint(dataset: EpisodeDataset, names: Sequence[str]) -> str:
+    """Changes when a number of these columns or a bound of an episode changes, and not when the set is moved or indexed
+    again. Reads the columns once: about a tenth of what their statistics cost."""
+    digest = hashlib.sha256(np.asarray(dataset.episode_starts, np.int64).tobytes())
+    for name in names:
+        column = dataset.columns[name]
+        digest.update(json.dumps([name, column.dtype.str, column.shape]).encode())
+        for start in range(0, len(column), CHUNK_FRAMES):
+            digest.update(np.ascontiguousarray(column[start : start + CHUNK_FRAMES]))
+    return digest.hexdigest()
+
+
+def default_cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vla_jax" / "statistics"
+
+
+def cached(parts: Mapping[str, Any], compute: Callable[[], Statistics], folder: str | Path | None = None) -> Statistics:
+    """`compute()`, or what it gave for the same `parts` before: JSON values that name the data (fingerprints) and
+    everything of the config that the numbers depend on. Kept in `folder`, by default `$XDG_CACHE_HOME/vla_jax`."""
+    key = hashlib.sha256(json.dumps([_VERSION, parts], sort_keys=True).encode()).hexdigest()[:32]
+    path = Path(folder or default_cache_folder()) / f"{key}.json"
     if path.is_file():
         return Statistics.load(path)
-    statistics = compute()
-    statistics.save(path)
-    return statistics
+    computed = compute()
+    computed.save(path)
+    return computed
 
 
 def _bin_of(values: Float[np.ndarray, "n"]) -> Int64[np.ndarray, "n"]:
