@@ -23,7 +23,7 @@ from vla_jax.data.formats.lerobot_extra import pa, pq
 from vla_jax.data.formats.specs import Episode, FeatureSpec
 from vla_jax.data.formats.video import VideoError, VideoReader
 
-_GROUPS_KEPT = 8  # row groups of encoded pictures in memory: neighbours of a frame are often asked for next
+_BYTES_KEPT = 256 << 20  # row groups of encoded pictures in memory: neighbours of a frame are often asked for next
 
 
 class LeRobotDataset:
@@ -219,7 +219,7 @@ class _EncodedPictures:
             except (pa.ArrowException, OSError, KeyError) as error:
                 raise ValueError(str(error).splitlines()[0]) from error
             self._groups[path, key, group] = column
-            if len(self._groups) > _GROUPS_KEPT:
+            while len(self._groups) > 1 and sum(kept.nbytes for kept in self._groups.values()) > _BYTES_KEPT:
                 self._groups.popitem(last=False)
         self._groups.move_to_end((path, key, group))
         return self._groups[path, key, group]
