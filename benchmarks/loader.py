@@ -185,7 +185,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="few small batches, one round: does it run?")
     options = parser.parse_args()
     if options.quick:
-        options.episodes, options.batch, options.batches, options.warmup, options.rounds = 4, 16, 12, 4, 1
+        options.episodes, options.batch, options.batches, options.warmup, options.rounds = 2, 16, 12, 4, 1
     if unknown := [side for side in options.sides.split(",") if side not in SIDES]:
         parser.error(f"unknown sides {unknown}; known: {', '.join(SIDES)}")
     return options

@@ -2,6 +2,7 @@
 
     kept = kept_ranges(RldsDataset(folder, names=FILTER_NAMES))
     kept_frames.save("droid_kept.json", kept)
+    config = dataset_config(folder, action_horizon=16, kept="droid_kept.json")
 
 Facts of the set: 15 Hz; actions are commands, recorded in four spaces plus the gripper, whose position is 0 open and 1
 closed; a successful episode has "success" in its file path; three people worded the task, some wordings are empty.
@@ -10,6 +11,8 @@ for the choices of cameras and wordings and examples/droid/compute_droid_nonidle
 """
 
 import dataclasses
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -18,6 +21,7 @@ from jaxtyping import Bool, Float, Int64
 from vla_jax.core import errors
 from vla_jax.data import kept_frames
 from vla_jax.data.formats.episodes import EpisodeDataset
+from vla_jax.data.schema import DatasetConfig
 
 DATASET_NAME, VERSION = "droid", "1.0.1"
 CONTROL_HZ = 15
@@ -36,6 +40,9 @@ ACTION_DIMS = {
 SUCCESS = ("episode_metadata/file_path", r".*success.*")  # feature, and what it matches as a whole
 KEY_NAMES = ("episode_metadata/recording_folderpath", "episode_metadata/file_path")
 FILTER_NAMES = ("action_dict/joint_velocity", *KEY_NAMES)  # all that `kept_ranges` reads
+
+Actions = Literal["joint_velocity", "joint_position", "cartesian_velocity", "cartesian_position"]
+State = Literal["joint_position", "cartesian_position"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +91,35 @@ def features() -> tfds.features.FeaturesDict:
     }
     metadata = {"file_path": tfds.features.Text(), "recording_folderpath": tfds.features.Text()}
     return tfds.features.FeaturesDict({"steps": tfds.features.Dataset(step), "episode_metadata": metadata})
+
+
+def dataset_config(
+    folder: str | Path,
+    action_horizon: int,
+    *,
+    actions: Actions = "joint_velocity",
+    state: State = "joint_position",
+    kept: str | Path | None = None,
+    only_successes: bool = True,
+) -> DatasetConfig:
+    """A training view of DROID: cameras "exterior" (one of the two, drawn per sample) and "wrist", one of the wordings
+    that is not empty, the chosen command and state, each with the gripper's position as its last entry.
+
+    `kept` is a file of kept ranges, ours or openpi's. Other fields: `dataclasses.replace`. With position commands a
+    chunk past the end repeats the last target; with velocities it stands still.
+    """
+    return DatasetConfig(
+        path=str(folder),
+        action_horizon=action_horizon,
+        cameras=(("exterior", EXTERIOR_CAMERAS), ("wrist", WRIST_CAMERA)),
+        state_keys=(state, "gripper_position"),
+        action_key=(f"action_dict/{actions}", "action_dict/gripper_position"),
+        instruction_key=INSTRUCTION_KEYS,
+        displacement_dims=tuple(range(ACTION_DIMS[actions])) if actions.endswith("velocity") else (),
+        kept_frames=None if kept is None else str(kept),
+        episode_filter=SUCCESS if only_successes else None,
+        embodiment=DATASET_NAME,
+    )
 
 
 def is_idle(joint_velocity: Float[np.ndarray, "t 7"], threshold: float) -> Bool[np.ndarray, "t"]:

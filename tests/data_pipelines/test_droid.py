@@ -8,8 +8,11 @@ from hypothesis import strategies as st
 from data_pipelines import droid
 from data_pipelines.droid_synthetic import DroidSyntheticConfig, generate
 from vla_jax.core import errors
-from vla_jax.data import kept_frames
+from vla_jax.data import kept_frames, schema
+from vla_jax.data.demonstrations import compute_statistics
 from vla_jax.data.formats.rlds import RldsDataset
+from vla_jax.data.loader import Loader
+from vla_jax.data.normalization import NormalizationConfig, Normalizer
 
 
 def commands(is_moving: list[bool]) -> np.ndarray:
@@ -110,3 +113,88 @@ def test_our_filter_drops_the_idle_stretches_and_its_file_selects_frames(folder,
 def test_another_set_has_no_commands_to_judge_by(folder):
     with pytest.raises(errors.DataError, match="action_dict/joint_velocity"):
         droid.kept_ranges(RldsDataset(folder, names=("action", *droid.KEY_NAMES)))
+
+
+@pytest.mark.parametrize(
+    ("actions", "still"),
+    [("joint_velocity", 7), ("cartesian_velocity", 6), ("joint_position", 0), ("cartesian_position", 0)],
+)
+def test_the_config_names_commands_cameras_and_words_that_the_set_has(folder, actions, still):
+    config = droid.dataset_config(folder, action_horizon=16, actions=actions, state="cartesian_position")
+    specs = RldsDataset(folder).specs
+    schema.check(config, specs, "droid")
+    assert config.displacement_dims == tuple(range(still))
+    assert set(config.feature_names(specs)) >= {
+        f"action_dict/{actions}",
+        "observation/exterior_image_2_left",
+        "language_instruction_3",
+        "episode_metadata/file_path",
+    }
+
+
+def end_of(dataset, frame):
+    return int(dataset.episode_starts[dataset.episode_of(np.asarray(frame)) + 1])
+
+
+def chunk_is(batch, row, frame, velocity, dataset):
+    """Whether a row holds the commands from this frame on, and says how many they are."""
+    length = min(16, end_of(dataset, frame) - frame)
+    is_long = batch.action_mask[row, :, 0].sum() == length
+    return is_long and np.array_equal(batch.actions[row, :length, :7], velocity[frame : frame + length])
+
+
+def test_the_loader_gives_chunks_of_successes_with_drawn_cameras_and_words(folder, tmp_path):
+    dataset = RldsDataset(folder)
+    kept_frames.save(tmp_path / "kept.json", droid.kept_ranges(dataset))
+    config = droid.dataset_config(folder, action_horizon=16, kept=tmp_path / "kept.json")
+    statistics = compute_statistics(config)
+    loader = Loader(
+        config,
+        batch_size=32,
+        seed=0,
+        tokenizer=lambda text: (np.frombuffer(text.encode().ljust(64), np.uint8).astype(np.int32), np.ones(64, bool)),
+        normalizer=Normalizer.create(statistics, NormalizationConfig(mode="none")),
+    )
+    batch = next(loader)
+    loader.close()
+    mask = kept_frames.frame_mask(dataset, kept_frames.load(tmp_path / "kept.json"))
+    # Three of the five episodes succeed; only their kept frames are sampled.
+    texts = dataset.texts("episode_metadata/file_path")
+    is_success = np.array(["success" in texts[i] for i in dataset.text_ids("episode_metadata/file_path")])
+    assert is_success.sum() == 3
+    allowed = mask & is_success[dataset.episode_of(np.arange(dataset.num_frames))]
+    assert loader.num_frames == allowed.sum()
+    assert batch.observation.images["exterior"].shape == (32, 180, 320, 3)
+    assert batch.actions.shape == (32, 16, 8) and batch.weight.all()
+
+    # Rows come from somewhere: find each by its joints, and compare its chunk, pictures and words with the records.
+    joints = np.asarray(dataset.columns["observation/joint_position"])
+    velocity, gripper = (
+        np.asarray(dataset.columns[f"action_dict/{name}"]) for name in ("joint_velocity", "gripper_position")
+    )
+    prompts = [bytes(row.astype(np.uint8)).decode().strip() for row in batch.observation.prompt]
+    cameras, wordings = set(), set()
+    for row in range(32):
+        near = np.flatnonzero(np.abs(joints - batch.observation.state[row, :7]).max(axis=1) < 1e-6)
+        # During a pause frames look alike: the chunk tells them apart.
+        found = [f for f in near if allowed[f] and chunk_is(batch, row, f, velocity, dataset)]
+        assert found
+        frame, stop = int(found[0]), end_of(dataset, found[0])
+        length = min(16, stop - frame)
+        assert not batch.actions[row, length:, :7].any()  # past the end it stands still
+        np.testing.assert_array_equal(batch.actions[row, length:, 7], np.repeat(gripper[stop - 1], 16 - length))
+        np.testing.assert_array_equal(
+            batch.observation.images["wrist"][row], dataset.image(frame, "observation/wrist_image_left")
+        )
+        shown = [
+            name
+            for name in droid.EXTERIOR_CAMERAS
+            if np.array_equal(batch.observation.images["exterior"][row], dataset.image(frame, f"observation/{name}"))
+        ]
+        said = [
+            key for key in droid.INSTRUCTION_KEYS if dataset.texts(key)[dataset.text_ids(key)[frame]] == prompts[row]
+        ]
+        assert len(shown) == len(said) == 1
+        cameras |= set(shown)
+        wordings |= set(said)
+    assert cameras == set(droid.EXTERIOR_CAMERAS) and wordings == set(droid.INSTRUCTION_KEYS)
