@@ -11,10 +11,9 @@ from jaxtyping import Bool, Float32, Int64, UInt64
 from vla_jax.core import errors
 from vla_jax.core.types import Demonstrations
 from vla_jax.data import action_kinds, columns, draws, goals, sampling, schema, windows
-from vla_jax.data.formats import features
+from vla_jax.data import open as formats
 from vla_jax.data.formats.episodes import EpisodeDataset
 from vla_jax.data.formats.faults import FaultPolicy
-from vla_jax.data.formats.rlds import RldsDataset
 from vla_jax.data.normalization import Normalizer, Statistics
 from vla_jax.data.observations import ObservationReader, Tokenizer
 from vla_jax.data.sampling import FrameSelection
@@ -160,11 +159,15 @@ def open_dataset(
     config: DatasetConfig, cache_folder: str | Path | None = None, faults: FaultPolicy | None = None
 ) -> EpisodeDataset:
     """The dataset of a config, indexed for what the config reads. Raises DataError when it lacks some of it."""
-    folder = Path(config.path)
-    specs = features.load_specs(folder)
-    schema.check(config, specs, str(folder))
-    names = config.feature_names(specs)
-    return RldsDataset(folder, config.split, names=names, cache_folder=cache_folder, faults=faults or FaultPolicy())
+    specs = formats.load_specs(config.path)
+    schema.check(config, specs, config.path)
+    return formats.open_dataset(
+        config.path,
+        config.split,
+        names=config.feature_names(specs),
+        cache_folder=cache_folder,
+        faults=faults or FaultPolicy(),
+    )
 
 
 def select(dataset: EpisodeDataset, config: DatasetConfig) -> FrameSelection:

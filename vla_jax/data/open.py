@@ -1,12 +1,14 @@
 """A dataset by its folder, whatever its format."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vla_jax.core import errors
+from vla_jax.data.formats import features
 from vla_jax.data.formats.episodes import EpisodeDataset
 from vla_jax.data.formats.faults import SKIP_AND_COUNT, FaultPolicy
 from vla_jax.data.formats.rlds import RldsDataset
+from vla_jax.data.formats.specs import FeatureSpec
 
 _RLDS = "dataset_info.json"
 _LEROBOT = "meta/info.json"
@@ -33,7 +35,25 @@ def open_dataset(
         from vla_jax.data.formats.lerobot import LeRobotDataset  # needs the lerobot extra
 
         return LeRobotDataset(folder, split, names=names, cache_folder=cache_folder, faults=faults)
-    raise errors.DataError(
+    raise _nothing_there(folder)
+
+
+def load_specs(path: str | Path) -> Mapping[str, FeatureSpec]:
+    """Every feature of the dataset in a folder, without indexing it. Raises DataError as `open_dataset` does."""
+    folder = Path(path)
+    if (folder / _RLDS).is_file():
+        return features.load_specs(folder)
+    if (folder / _LEROBOT).is_file():
+        from vla_jax.data.formats import lerobot_meta  # needs the lerobot extra
+
+        info = lerobot_meta.load_info(folder)
+        of_episodes = lerobot_meta.episode_features(lerobot_meta.load_episodes(info).extra)
+        return {name: feature.spec for name, feature in {**info.features, **of_episodes}.items()}
+    raise _nothing_there(folder)
+
+
+def _nothing_there(folder: Path) -> errors.DataError:
+    return errors.DataError(
         f"{folder}: no dataset here",
         expected=f"{_RLDS} (RLDS) or {_LEROBOT} (LeRobot)",
         found=_contents(folder),
