@@ -19,6 +19,7 @@ from vla_jax.envs.base import Env, EnvSpec
 from vla_jax.envs.libero import LiberoTasks
 from vla_jax.envs.mjx.tabletop import TabletopConfig
 from vla_jax.evaluation import judges, libero, libero_check, manifest, results
+from vla_jax.evaluation.held_out import HeldOut, sets_of, together
 from vla_jax.evaluation.judges import Judge
 from vla_jax.evaluation.libero import LiberoEpisodes
 from vla_jax.evaluation.libero_check import SimulatorCheck
@@ -52,7 +53,7 @@ def train(recipe: Recipe, run_dir: str | Path, *, quiet: bool = False) -> FitRes
         source,
         recipe.fit,
         run_dir,
-        evaluate=_evaluator(judging) if recipe.fit.eval_every else None,
+        evaluate=_evaluator(judging, recipe, learner, edges) if recipe.fit.eval_every else None,
         metadata=trained.contract(recipe, statistics, spec.action_names, spec.control_hz)
         | {_MARKS: libero_check.marks(_dataset_paths(recipe))},
         warm_start=warm_start,
@@ -221,7 +222,9 @@ def _source(
     )
 
 
-def _evaluator(judging: Sequence[Judge]) -> Evaluate:
+def _evaluator(judging: Sequence[Judge], recipe: Recipe, learner: Learner, edges: Edges) -> Evaluate:
+    """Success in the environments, and, where datasets hold out episodes, loss and action error on those."""
+
     def evaluate_actor(actor_params: Params, step: int) -> dict[str, float]:
         by_env = [judge.evaluate(actor_params) for judge in judging]
         names = [f"eval/{judge.name}" for judge in judging] if len(judging) > 1 else []
@@ -229,7 +232,16 @@ def _evaluator(judging: Sequence[Judge]) -> Evaluate:
         metrics = {"eval/success_rate": sum(rates) / len(rates), **dict(zip(names, rates, strict=False))}
         return metrics | {"eval/return": sum(float(episodes.returns.mean()) for episodes in by_env) / len(by_env)}
 
-    return evaluate_actor
+    held_out = validation(recipe, learner, edges, judging[0].spec.action_names)
+    return evaluate_actor if held_out is None else together(held_out, evaluate_actor)
+
+
+def validation(recipe: Recipe, learner: Learner, edges: Edges, action_names: Sequence[str]) -> HeldOut | None:
+    """The evaluation on held-out episodes; None where no dataset holds any out, and for learners that act online."""
+    if isinstance(recipe.learner, EXPOConfig):
+        return None
+    sets = sets_of(recipe.data.datasets, edges.normalizer, edges.encode)
+    return HeldOut(learner, sets, edges.unnormalize, action_names) if sets else None
 
 
 def _check_env(recipe: Recipe, spec: EnvSpec) -> None:

@@ -16,6 +16,10 @@ from jaxtyping import Array, Bool, Float, Float64, Int64, Key
 
 from vla_jax.core import errors, keys
 from vla_jax.core.types import Demonstrations, Metrics, Observation, Params
+from vla_jax.data.demonstrations import DemonstrationDataset
+from vla_jax.data.normalization import Normalizer
+from vla_jax.data.observations import Tokenizer
+from vla_jax.data.schema import DatasetConfig
 
 
 class Imitator(Protocol):
@@ -129,6 +133,27 @@ class HeldOut:
             f"{prefix}/action_error": float(by_dim.mean()),
             **{f"{prefix}/action_error_{name}": float(e) for name, e in zip(self._names, by_dim, strict=True)},
         }
+
+
+def sets_of(
+    configs: Sequence[DatasetConfig], normalizer: Normalizer, tokenizer: Tokenizer, cache_folder: str | None = None
+) -> tuple[HeldOutSet, ...]:
+    """The validation sides of the datasets that hold episodes out of training. A dataset that names no embodiment is
+    one of its own. Raises DataError when a held-out side is empty."""
+    return tuple(
+        _held_out_set(config, normalizer, tokenizer, cache_folder)
+        for config in configs
+        if config.holdout > 0 and config.transitions is None
+    )
+
+
+def _held_out_set(
+    config: DatasetConfig, normalizer: Normalizer, tokenizer: Tokenizer, cache_folder: str | None
+) -> HeldOutSet:
+    held_out = dataclasses.replace(config, subset="validation")
+    data = DemonstrationDataset(held_out, normalizer, tokenizer, cache_folder=cache_folder)
+    name = config.embodiment or data.dataset.place.partition(",")[0].replace("/", "_")
+    return HeldOutSet(name, data.num_frames, lambda numbers: data.batch(data.selection.frame(numbers)))
 
 
 def _judge(learner: Imitator, unnormalize: Callable) -> Callable:
