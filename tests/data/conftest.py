@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.data import rich_rlds
 from tests.data.toy_rlds import LENGTHS, make_episode, toy_features
 from vla_jax.data.formats.rlds_writer import RldsWriter
 
@@ -38,3 +39,8 @@ def toy_folder(tmp_path_factory, write_toy):
 def index_cache(monkeypatch, tmp_path_factory):
     """Frame indices of tests stay out of the user's cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="session")
+def rich_folder(tmp_path_factory):
+    return rich_rlds.write(tmp_path_factory.mktemp("rich") / "rich" / "1.0.0")
