@@ -30,7 +30,7 @@ from vla_jax.data.formats.records import RecordPlaces, Shard
 from vla_jax.data.formats.specs import FeatureSpec
 
 Progress = Callable[[int, int], None]  # shards done, shards in all
-_VERSION = 2  # raise it when the arrays change their meaning
+_VERSION = 3  # raise it when the arrays change their meaning
 _BYTES_WITHOUT_WORKERS = 256 << 20  # read in this process: starting others takes as long
 
 

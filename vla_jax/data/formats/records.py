@@ -12,12 +12,13 @@ import numpy as np
 from array_record.python import array_record_module
 from jaxtyping import Int32, Int64
 
-from vla_jax.data.formats import tfrecord
+from vla_jax.data.formats import riegeli_blocks, tfrecord
 from vla_jax.data.formats.faults import Fault
 
 FileFormat = Literal["array_record", "tfrecord"]
 _OPEN_FILES = 256  # a process may have 1,024, and DROID has 2,048 shards
 _RECORD_BYTES = 256 << 20  # whole records kept in memory: neighbours of a frame are often asked for next
+UNLOCATED = -1
 _RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"
 
 
@@ -36,7 +37,7 @@ class RecordPlaces:
 
     shard: Int32[np.ndarray, "records"]
     number: Int32[np.ndarray, "records"]  # within the shard
-    start: Int64[np.ndarray, "records"]  # of the payload in the file, in bytes; 0 in ArrayRecord
+    start: Int64[np.ndarray, "records"]  # of the payload in the file, in bytes; UNLOCATED where it is compressed
     length: Int64[np.ndarray, "records"]  # of the payload
 
 
@@ -79,16 +80,24 @@ def _scan_tfrecord(path: Path) -> Iterator[tfrecord.Record]:
 def _scan_array_record(path: Path) -> Iterator[tfrecord.Record]:
     try:
         reader = _open_array_record(path)
-        for number in range(reader.num_records()):
-            try:
-                yield tfrecord.Record(number, 0, reader.read())  # in order: twice as fast as by number
-            except (RuntimeError, ValueError) as error:
-                damage = tfrecord.Damage("corrupt record", "a record that fits its checksum", _first_line(error))
-                yield tfrecord.Record(number, 0, b"", damage)
-                reader = _open_array_record(path)  # one that met damage reads nothing more in order
-                reader.seek(number + 1)
+        with path.open("rb", buffering=0) as file:
+            end = 0
+            for number in range(reader.num_records()):
+                try:
+                    payload = reader.read()  # in order: twice as fast as by number
+                except (RuntimeError, ValueError) as error:
+                    damage = tfrecord.Damage("corrupt record", "a record that fits its checksum", _first_line(error))
+                    yield tfrecord.Record(number, 0, UNLOCATED, b"", damage)
+                    reader = _open_array_record(path)  # one that met damage reads nothing more in order
+                    reader.seek(number + 1)
+                    continue
+                start = riegeli_blocks.locate(file, payload, end)
+                end = end if start is None else start + len(payload)
+                yield tfrecord.Record(number, 0, UNLOCATED if start is None else start, payload)
+                del payload  # see tfrecord.scan
     except _Unreadable as error:
-        yield tfrecord.Record(0, 0, b"", tfrecord.Damage("truncated shard", "an ArrayRecord file", str(error)))
+        damage = tfrecord.Damage("truncated shard", "an ArrayRecord file", str(error))
+        yield tfrecord.Record(0, 0, UNLOCATED, b"", damage)
 
 
 class _Unreadable(Exception):
@@ -118,15 +127,15 @@ def _first_line(error: Exception) -> str:
 class RecordReader:
     """Pieces of records at random, for any number of threads.
 
-    A piece of a TFRecord file is one read of just its bytes, or, with `verify`, a piece of the whole record, whose
-    checksum is compared. ArrayRecord files are read record by record and check themselves. Whole records stay in memory
-    as long as there is room, so that asking for the pieces of one record in a row reads it once.
+    A piece of a record that lies in its file as it is, in TFRecord or uncompressed ArrayRecord, is one read of just
+    its bytes. Other records are read whole, and so are all with `verify`, which compares their checksums. Whole records
+    stay in memory as long as there is room, so that asking for the pieces of one record in a row reads it once.
     """
 
     def __init__(self, shards: Sequence[Shard], places: RecordPlaces, verify: bool = False):
         self._shards, self._places, self._verify = shards, places, verify
         self._lock = threading.Lock()
-        self._files: collections.OrderedDict[int, BinaryIO | array_record_module.ArrayRecordReader] = (
+        self._files: collections.OrderedDict[tuple[int, str], BinaryIO | array_record_module.ArrayRecordReader] = (
             collections.OrderedDict()
         )
         self._records: collections.OrderedDict[int, bytes] = collections.OrderedDict()
@@ -136,9 +145,9 @@ class RecordReader:
         """Bytes `offset` to `offset + length` of the payload of a record; a Fault when they cannot be had."""
         shard = self._shards[int(self._places.shard[record])]
         try:
-            if shard.file_format == "tfrecord" and not self._verify:
-                return self._read(record, int(self._places.start[record]) + offset, length)
-            return self._whole(record)[offset : offset + length]
+            if self._verify or self._places.start[record] == UNLOCATED:
+                return self._whole(record)[offset : offset + length]
+            return self._read(record, offset, length)
         except _Unreadable as error:
             return error.fault
         except FileNotFoundError:
@@ -164,38 +173,48 @@ class RecordReader:
         number, path = int(self._places.number[record]), self._path(record)
         place = f"{path}, record {number}"
         if self._shards[int(self._places.shard[record])].file_format == "tfrecord":
-            start, length = int(self._places.start[record]), int(self._places.length[record])
-            data = self._read(record, start, length + 4)
+            length = int(self._places.length[record])
+            data = self._read(record, 0, length + 4)
             if tfrecord.masked_crc(data[:length]) != int.from_bytes(data[length:], "little"):
                 raise _Unreadable(place, Fault("corrupt record", place, "the payload does not fit its checksum"))
             return data[:length]
         try:
-            return self._file(record).read([number])[0]
+            return self._file(record, "array_record").read([number])[0]
         except (RuntimeError, ValueError, IndexError) as error:
             raise _Unreadable(place, Fault("corrupt record", place, _first_line(error))) from error
 
-    def _read(self, record: int, start: int, length: int) -> bytes:
-        file = self._file(record)  # held until the read is done, so that nobody closes it meanwhile
-        data = os.pread(file.fileno(), length, start)  # not a memory map: a cut file would end the process
+    def _read(self, record: int, offset: int, length: int) -> bytes:
+        """Bytes of the file itself. Not by memory map: a file that was cut would end the process."""
+        start = int(self._places.start[record])
+        file = self._file(record, "bytes")  # held until the read is done, so that nobody closes it meanwhile
+        if self._shards[int(self._places.shard[record])].file_format == "tfrecord":
+            data = os.pread(file.fileno(), length, start + offset)
+        else:
+            data = riegeli_blocks.read(file, start, offset, length)
         if len(data) < length:
             path = str(self._path(record))
-            raise _Unreadable(path, Fault("truncated shard", path, f"the file ends before byte {start + length}"))
+            reason = f"the file ends within record {int(self._places.number[record])}"
+            raise _Unreadable(path, Fault("truncated shard", path, reason))
         return data
 
-    def _file(self, record: int) -> BinaryIO | array_record_module.ArrayRecordReader:
+    def _file(
+        self, record: int, kind: Literal["bytes", "array_record"]
+    ) -> BinaryIO | array_record_module.ArrayRecordReader:
         """The open file of a record. One that makes room for others is closed when its last user lets go of it."""
-        shard = int(self._places.shard[record])
+        key = int(self._places.shard[record]), kind
         with self._lock:
-            if shard not in self._files:
-                self._files[shard] = self._open(shard)
+            if key not in self._files:
+                self._files[key] = self._open(*key)
                 if len(self._files) > _OPEN_FILES:
                     self._files.popitem(last=False)
-            self._files.move_to_end(shard)
-            return self._files[shard]
+            self._files.move_to_end(key)
+            return self._files[key]
 
-    def _open(self, shard: int) -> BinaryIO | array_record_module.ArrayRecordReader:
+    def _open(
+        self, shard: int, kind: Literal["bytes", "array_record"]
+    ) -> BinaryIO | array_record_module.ArrayRecordReader:
         path = self._shards[shard].path
-        if self._shards[shard].file_format == "tfrecord":
+        if kind == "bytes":
             return path.open("rb", buffering=0)
         try:
             return _open_array_record(path)

@@ -32,13 +32,10 @@ class Record:
     """One record of a file. With `damage`, its payload is not to be trusted."""
 
     number: int
-    start: int  # where the record begins, in bytes from the start of the file
+    start: int  # of the record, in bytes from the start of the file
+    payload_start: int
     payload: bytes
     damage: Damage | None = None
-
-    @property
-    def payload_start(self) -> int:
-        return self.start + _HEADER.size
 
 
 def masked_crc(data: bytes) -> int:
@@ -75,7 +72,7 @@ def scan(file: BinaryIO) -> Iterator[Record]:
                 "a length that fits its checksum",
                 f"length {length}, checksum differs; records from here on cannot be found",
             )
-            yield Record(number, start, b"", damage)
+            yield Record(number, start, start, b"", damage)
             return
         left = size - start - _HEADER.size
         if left < length + _FOOTER.size:  # before the read: a damaged length may ask for more than the memory
@@ -88,7 +85,7 @@ def scan(file: BinaryIO) -> Iterator[Record]:
         damage = None
         if masked_crc(payload) != _FOOTER.unpack(footer)[0]:
             damage = Damage("corrupt record", "a payload that fits its checksum", "the checksum differs")
-        yield Record(number, start, payload, damage)
+        yield Record(number, start, start + _HEADER.size, payload, damage)
         del payload  # so that the next one may take its memory: fresh pages cost as much as the read
         start, number = start + _HEADER.size + length + _FOOTER.size, number + 1
 
@@ -110,4 +107,4 @@ def record_spans(buffer: bytes, path: Path) -> Iterator[tuple[int, int]]:
 
 
 def _cut(number: int, start: int, expected: str, left: int) -> Record:
-    return Record(number, start, b"", Damage("truncated shard", expected, f"the file ends after {left}"))
+    return Record(number, start, start, b"", Damage("truncated shard", expected, f"the file ends after {left}"))
