@@ -8,7 +8,7 @@ import pytest
 from tests.data import rich_rlds
 from tests.data.rich_rlds import SIZE, TEXTS, level
 from vla_jax.core.errors import ConfigError, DataError
-from vla_jax.data import draws, image_cache, kept_frames, pictures, splits
+from vla_jax.data import draws, image_cache, kept_frames, pictures, splits, statistics
 from vla_jax.data.demonstrations import DemonstrationDataset, compute_statistics, open_dataset, select
 from vla_jax.data.formats.faults import FaultPolicy
 from vla_jax.data.goals import GoalConfig
@@ -174,6 +174,16 @@ def test_only_what_is_asked_for_is_sampled(rich_folder, tmp_path):
     selection = select(open_dataset(config), config)
     assert selection.frame(np.arange(selection.num_frames)).tolist() == [1, 2, 12, 13]
     assert compute_statistics(config).state.mean[0] == 7  # of frames 1, 2, 12 and 13
+
+
+def test_statistics_are_computed_again_only_when_something_they_depend_on_changes(rich_folder, tmp_path, monkeypatch):
+    config = make_config(rich_folder)
+    first = compute_statistics(config, tmp_path)
+    monkeypatch.setattr(statistics.Summary, "add", lambda *_: pytest.fail("read the columns again"))
+    assert compute_statistics(config, tmp_path) == compute_statistics([config], tmp_path) == first
+    for changes in ({"first_frames": 2}, {"state_keys": ("gripper", "joints")}):
+        with pytest.raises(pytest.fail.Exception):
+            compute_statistics(make_config(rich_folder, **changes), tmp_path)
 
 
 def test_training_and_validation_share_the_episodes_out(rich_folder):

@@ -1,6 +1,7 @@
 """A dataset on disk as batches of Demonstrations: any frames in, one typed batch out."""
 
 import abc
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from jaxtyping import Bool, Float32, Int64, UInt64
 
 from vla_jax.core import errors
 from vla_jax.core.types import Demonstrations
-from vla_jax.data import action_kinds, columns, draws, goals, sampling, schema, windows
+from vla_jax.data import action_kinds, columns, draws, goals, sampling, schema, statistics, windows
 from vla_jax.data import open as formats
 from vla_jax.data.formats.episodes import EpisodeDataset
 from vla_jax.data.formats.faults import FaultPolicy
@@ -204,11 +205,29 @@ def compute_statistics(
     touched. See statistics.py for how exact they are.
 
     Actions count once per frame as they are recorded; of another `action_kind`, every step of every chunk counts.
+    What was computed for the same numbers before is kept in `cache_folder`, by default under `$XDG_CACHE_HOME`.
     """
     configs = [configs] if isinstance(configs, DatasetConfig) else list(configs)
+    datasets = [open_dataset(config, cache_folder, faults) for config in configs]
+    parts = {"sets": [_identity(*each) for each in zip(datasets, configs, strict=True)]}
+    folder = None if cache_folder is None else Path(cache_folder) / "statistics"
+    return statistics.cached(parts, lambda: _compute(datasets, configs), folder)
+
+
+def _identity(dataset: EpisodeDataset, config: DatasetConfig) -> dict[str, Any]:
+    """Everything that the statistics of a config depend on."""
+    selection = select(dataset, config)
+    frames = hashlib.sha256(np.concatenate([selection.starts, selection.stops]).tobytes()).hexdigest()
+    names = (config.state_names, config.action_names)
+    kind = (config.action_kind, config.action_horizon, config.relative_dims, config.displacement_dims)
+    columns_read = statistics.fingerprint(dataset, tuple(dict.fromkeys(names[0] + names[1])))
+    return {"columns": columns_read, "names": names, "frames": frames, "actions": kind}
+
+
+def _compute(datasets: Sequence[EpisodeDataset], configs: Sequence[DatasetConfig]) -> Statistics:
     totals: list[Summary] | None = None
-    for config in configs:
-        summaries = _summaries(config, cache_folder, faults)
+    for dataset, config in zip(datasets, configs, strict=True):
+        summaries = _summaries(dataset, config)
         if totals is None:
             totals = summaries
         else:
@@ -217,8 +236,7 @@ def compute_statistics(
     return Statistics(*(total.finish() for total in totals))
 
 
-def _summaries(config: DatasetConfig, cache_folder: str | Path | None, faults: FaultPolicy | None) -> list[Summary]:
-    dataset = open_dataset(config, cache_folder, faults)
+def _summaries(dataset: EpisodeDataset, config: DatasetConfig) -> list[Summary]:
     selection = select(dataset, config)
     first = np.zeros(1, np.int64)
     dims = [columns.vectors(dataset, names, first).shape[-1] for names in (config.state_names, config.action_names)]
