@@ -9,5 +9,7 @@ schema.DatasetConfig                           which feature is which part of an
 demonstrations.compute_statistics              columns -> normalization.Statistics
 normalization.Normalizer                       physical units <-> what a network sees
 loader.Loader                                  datasets -> the same endless stream of Demonstrations
-inspect.inspect                                what is in a dataset, for people
+statistics.Summary                             columns in one pass -> statistics that merge
+inspect.inspect, view.write_page               what is in a dataset, for people
+lint.checks.lint                               what is wrong with it
 """
