@@ -154,7 +154,7 @@ def _quality_table(card: QualityCard) -> Table:
         "distinct state-actions": f"{card.unique:,}, {counted}",
         "trajectories": f"{card.num_trajectories:,}",
         "mean length": f"{card.mean_length:.1f}",
-        "mean return": "no reward" if card.mean_return is None else f"{card.mean_return:.3f}",
+        "mean return": "no finished episode with a reward" if card.mean_return is None else f"{card.mean_return:.3f}",
         "frames without reward": "no reward" if card.reward_sparsity is None else f"{card.reward_sparsity:.1%}",
         "entropy of actions": f"{card.action_entropy:.3f} of 1",
     }
