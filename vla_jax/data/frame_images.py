@@ -3,32 +3,26 @@
 import numpy as np
 from jaxtyping import Bool, Int64, UInt8
 
-from vla_jax.core import errors, images
+from vla_jax.core import errors
 from vla_jax.data.formats.episodes import EpisodeDataset
 from vla_jax.data.formats.rlds import RldsDataset
+from vla_jax.data.resize import PictureSource
 
 Pictures = UInt8[np.ndarray, "n height width 3"]
 
 
 class FrameImages:
-    """One camera of one dataset.
+    """One camera of one dataset: every frame is read the first time it is asked for and copied from memory afterwards.
 
-    With `keep`, every frame is decoded the first time it is asked for and copied from memory afterwards, so that a
-    small set (20,000 frames of 64x64 are 0.25 GB per camera) costs its decoding once and not once per epoch.
+    So a small set (20,000 frames of 64x64 are 0.25 GB per camera) costs its decoding once and not once per epoch.
     """
 
-    def __init__(self, dataset: EpisodeDataset, name: str, keep: bool, downscale: int = 1):
-        self._dataset, self._name, self._downscale = dataset, name, downscale
-        self._stored_shape = dataset.image_shape(name)
-        self.shape = images.average_blocks(np.empty(self._stored_shape, np.uint8), downscale).shape
-        self._kept = np.empty((dataset.num_frames, *self.shape), np.uint8) if keep else None  # pages fill on first use
-        self._is_kept = np.zeros(dataset.num_frames, bool) if keep else None
-        self._is_good = np.zeros(dataset.num_frames, bool) if keep else None
-
-    @staticmethod
-    def num_bytes(dataset: EpisodeDataset, name: str, downscale: int = 1) -> int:
-        """Size of all decoded and shrunk frames."""
-        return dataset.num_frames * int(np.prod(dataset.image_shape(name))) // downscale**2
+    def __init__(self, source: PictureSource, name: str):
+        self._source, self._name = source, name
+        self.shape = source.image_shape(name)
+        self._kept = np.empty((source.num_frames, *self.shape), np.uint8)  # its pages fill on first use
+        self._is_kept = np.zeros(source.num_frames, bool)
+        self._is_good = np.zeros(source.num_frames, bool)
 
     def gather(
         self, frames: Int64[np.ndarray, "..."]
@@ -37,22 +31,14 @@ class FrameImages:
 
         Raises DataError when the fault policy of the dataset does not tolerate the damage.
         """
-        rows = frames.ravel()
-        pictures, ok = self._read(rows) if self._kept is None else self._from_memory(rows)
-        return pictures.reshape(*frames.shape, *self.shape), ok.reshape(frames.shape)
-
-    def _from_memory(self, rows: Int64[np.ndarray, "n"]) -> tuple[Pictures, Bool[np.ndarray, "n"]]:
-        missing = np.unique(rows[~self._is_kept[rows]])
+        missing = np.unique(frames[~self._is_kept[frames]])
         if missing.size:
-            # Two threads may decode the same frame at once: both write the same bytes, and the flag comes last.
-            self._kept[missing], self._is_good[missing] = self._read(missing)
+            # Two threads may read the same frame at once: both write the same bytes, and the flag comes last.
+            pictures = np.empty((len(missing), *self.shape), np.uint8)
+            self._is_good[missing] = self._source.read_images(missing, self._name, pictures)
+            self._kept[missing] = pictures
             self._is_kept[missing] = True
-        return np.take(self._kept, rows, axis=0), self._is_good[rows]
-
-    def _read(self, rows: Int64[np.ndarray, "n"]) -> tuple[Pictures, Bool[np.ndarray, "n"]]:
-        whole = np.empty((len(rows), *self._stored_shape), np.uint8)
-        ok = self._dataset.read_images(rows, self._name, whole)
-        return images.average_blocks(whole, self._downscale), ok
+        return np.take(self._kept, frames, axis=0), self._is_good[frames]
 
 
 class SmallPictures:
@@ -62,10 +48,17 @@ class SmallPictures:
     it is for training and acting on pictures made this way alone, and a config has to ask for it.
     """
 
-    def __init__(self, dataset: RldsDataset, scale: int):
-        """Raises ConfigError unless `scale` is 2, 4 or 8."""
+    def __init__(self, dataset: EpisodeDataset, scale: int):
+        """Raises ConfigError unless `scale` is 2, 4 or 8 and the set is RLDS."""
         if scale not in (2, 4, 8):
             raise errors.ConfigError("scale inside the JPEG decoder", expected="2, 4 or 8", found=scale)
+        if not isinstance(dataset, RldsDataset):
+            raise errors.ConfigError(
+                f"{dataset.place}: pictures are not made smaller inside the JPEG decoder",
+                expected="an RLDS dataset",
+                found=type(dataset).__name__,
+                fix="drop downscale_in_decoder from the DatasetConfig",
+            )
         self._dataset, self._scale = dataset, scale
 
     @property

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Int64, UInt8, UInt64
 from vla_jax.core import errors
 from vla_jax.data import draws, image_cache
 from vla_jax.data.formats.episodes import EpisodeDataset
-from vla_jax.data.frame_images import FrameImages
+from vla_jax.data.frame_images import FrameImages, SmallPictures
 from vla_jax.data.resize import AveragedPictures, PictureSource, ResizedPictures
 from vla_jax.data.schema import DatasetConfig
 
@@ -30,7 +30,7 @@ class CameraPictures:
                 found=shapes,
             )
         self.shape = next(iter(shapes.values()), absent_shape)
-        self._kept = {name: FrameImages(source, name, keep=True) for name in names} if keep else {}
+        self._kept = {name: FrameImages(source, name) for name in names} if keep else {}
 
     def read(
         self,
@@ -93,10 +93,13 @@ def sized_pictures(dataset: EpisodeDataset, config: DatasetConfig) -> PictureSou
     """The stored pictures in the size that the config asks for: what an image cache is built from."""
     if config.resize is not None:
         return ResizedPictures(dataset, config.resize)
+    if config.downscale_in_decoder:
+        return SmallPictures(dataset, config.downscale)
     return dataset if config.downscale == 1 else AveragedPictures(dataset, config.downscale)
 
 
 def cache_identity(dataset: EpisodeDataset, config: DatasetConfig) -> str:
     """What an image cache of this config must have been made of."""
     names = sorted({name for names in config.present_cameras(dataset.specs).values() for name in names})
-    return image_cache.fingerprint(dataset, names, f"resize={config.resize}, downscale={config.downscale}")
+    how = " in the decoder" if config.downscale_in_decoder else ""
+    return image_cache.fingerprint(dataset, names, f"resize={config.resize}, downscale={config.downscale}{how}")

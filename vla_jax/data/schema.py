@@ -58,6 +58,7 @@ class DatasetConfig:
     history: int = 1  # frames per observation; above 1, images and state get a time axis after the batch
     action_dim: int | None = None  # zero-padded to this width, masked; None: the robot's own
     downscale: int = 1  # blocks of this many pixels a side are averaged into one
+    downscale_in_decoder: bool = False  # by the JPEG decoder (2, 4 or 8): quicker, not equal; see image_codec.decode
     resize: tuple[int, int, Fit] | None = None  # height, width, "pad", "crop" or "stretch"
     optional_cameras: tuple[str, ...] = ()  # of ours; where the set or a step lacks one, black and masked
     action_kind: ActionKind = "as recorded"  # "delta": targets from the state at the start; see action_kinds.py
@@ -134,6 +135,10 @@ class DatasetConfig:
                     expected="one of them",
                     found=f"resize={self.resize}, downscale={self.downscale}",
                 )
+        if self.downscale_in_decoder and self.downscale not in (2, 4, 8):
+            raise errors.ConfigError(
+                "DatasetConfig.downscale_in_decoder", expected="downscale of 2, 4 or 8", found=self.downscale
+            )
 
     def _check_pattern(self) -> None:
         if self.episode_filter is None:
@@ -144,6 +149,12 @@ class DatasetConfig:
             raise errors.ConfigError(
                 "DatasetConfig.episode_filter", expected="a regular expression", found=f"{self.episode_filter}: {error}"
             ) from error
+
+    @property
+    def key(self) -> str:
+        """What this dataset is called among others: the robot, the last two folders of its path, and the split."""
+        folders = "/".join(self.path.rstrip("/").split("/")[-2:])
+        return ":".join(part for part in (self.embodiment, folders, self.split) if part)
 
     @property
     def state_names(self) -> tuple[str, ...]:

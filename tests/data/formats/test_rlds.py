@@ -7,6 +7,7 @@ import tensorflow_datasets as tfds
 from tests.data.toy_rlds import CAMERAS, make_episode, toy_features
 from vla_jax.core.errors import DataError
 from vla_jax.data.formats import image_codec, tfrecord
+from vla_jax.data.formats.episodes import EpisodeDataset
 from vla_jax.data.formats.features import Episode
 from vla_jax.data.formats.rlds import RldsDataset
 from vla_jax.data.formats.rlds_writer import RldsWriter
@@ -158,3 +159,21 @@ def test_only_the_features_asked_for_are_indexed(toy):
     assert set(dataset.columns) == {"action"} and dataset.cameras == ()
     with pytest.raises(DataError, match=r"(?s)no key .*did you mean 'action'"):
         RldsDataset(toy, names=("actions",))
+
+
+def test_it_is_a_set_of_episodes(toy):
+    assert isinstance(RldsDataset(toy), EpisodeDataset)
+
+
+@pytest.mark.parametrize(
+    ("feature", "reason"),
+    [
+        (tfds.features.Sequence(np.float32), "varies"),
+        (tfds.features.Sequence(np.float32, length=2), "sequences within steps"),
+        (tfds.features.Tensor(shape=(2,), dtype=np.float32, encoding="zlib"), "encoded tensors"),
+    ],
+)
+def test_the_writer_refuses_features_it_would_lose(tmp_path, feature, reason):
+    features = tfds.features.FeaturesDict({"steps": tfds.features.Dataset({"action": np.float32, "odd": feature})})
+    with pytest.raises(DataError, match=f"(?s)cannot be written.*odd: .*{reason}"):
+        RldsWriter(tmp_path / "d", features, "toy")

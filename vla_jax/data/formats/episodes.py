@@ -68,6 +68,6 @@ class EpisodeDataset(Protocol):
     def read_images(
         self, frames: Int64[np.ndarray, "n"], name: str, out: UInt8[np.ndarray, "n height width 3"]
     ) -> Bool[np.ndarray, "n"]:
-        """Decode the pictures of these frames into the rows of `out`; False where one is damaged (the fault is logged,
-        the row is black). Raises DataError when `faults` does not tolerate it."""
+        """Decode the pictures of these frames into the rows of `out`; False where one is absent, or damaged (the fault
+        is logged). Its row is black. Raises DataError when `faults` does not tolerate it."""
         ...

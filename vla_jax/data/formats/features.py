@@ -13,10 +13,9 @@ import tensorflow_datasets as tfds
 from jaxtyping import Bool, Float32
 
 from vla_jax.core import errors
+from vla_jax.data.formats.specs import RAGGED
 from vla_jax.data.formats.specs import Episode as Episode
 from vla_jax.data.formats.specs import FeatureSpec as FeatureSpec
-
-_RAGGED = "/ragged_flat_values"  # where TFDS puts the values of a sequence within a sequence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,11 +82,6 @@ def load_schema(folder: Path) -> Schema:
             fix="give the version folder, for example <root>/<dataset>/1.0.0",
         )
     return schema_of(tfds.features.FeaturesDict.from_config(str(folder)))
-
-
-def flat_specs(features: tfds.features.FeaturesDict) -> dict[str, FeatureSpec]:
-    """Every usable image, text and tensor of a features tree, by name."""
-    return dict(schema_of(features).specs)
 
 
 def schema_of(features: tfds.features.FeaturesDict) -> Schema:
@@ -180,5 +174,5 @@ def _tensor(feature: tfds.features.Tensor, place: _Place) -> FeatureSpec | _Unus
         place.is_step,
         optional=bool(feature.get_tensor_info().optional),
         encoding=(feature.to_json_content().encoding or "none") if is_plain else "none",
-        stored_as=place.prefix + place.name + (_RAGGED if place.rank > 1 else ""),
+        stored_as=place.prefix + place.name + (RAGGED if place.rank > 1 else ""),
     )

@@ -55,7 +55,7 @@ class RldsWriter:
                 found=", ".join(sorted(p.name for p in self.folder.iterdir())[:4]),
                 fix="choose another folder or version, or delete this one",
             )
-        self._features, self._specs = features, feature_specs.flat_specs(features)
+        self._features, self._specs = features, _writable(features, dataset_name)
         self._name, self._version, self._format = dataset_name, version, file_format
         self._description, self._metadata = description, dict(metadata or {})
         self._max_shard_bytes, self._jpeg_quality = max_shard_bytes, jpeg_quality
@@ -154,6 +154,25 @@ class _Shards:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _writable(features: tfds.features.FeaturesDict, name: str) -> dict[str, FeatureSpec]:
+    schema = feature_specs.schema_of(features)
+    refused = dict(schema.unusable)
+    for spec in schema.specs.values():
+        if spec.encoding != "none":
+            refused[spec.name] = "encoded tensors are not written"
+        elif spec.is_ragged:
+            refused[spec.name] = "sequences within steps are not written"
+    if schema.one_record_per_step:
+        refused = {"steps": "single steps are not written, only episodes"}
+    if refused:
+        raise errors.DataError(
+            f"{name}: features that cannot be written",
+            found="; ".join(f"{key}: {reason}" for key, reason in refused.items()),
+            fix="declare tensors of fixed shape inside a nested dataset called steps, or drop these features",
+        )
+    return dict(schema.specs)
 
 
 def _flatten(episode: Episode, specs: Mapping[str, FeatureSpec], place: str, jpeg_quality: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 _STEPS = "steps/"
+RAGGED = "/ragged_flat_values"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,11 @@ class FeatureSpec:
     def key(self) -> str:
         """The name inside the serialized Example."""
         return self.stored_as or (_STEPS + self.name if self.is_step else self.name)
+
+    @property
+    def is_ragged(self) -> bool:
+        """Whether TFDS stores it as values and row lengths, as it does with a sequence within a sequence."""
+        return self.key.endswith(RAGGED)
 
     @property
     def stored_dtype(self) -> np.dtype:
