@@ -4,6 +4,7 @@ recipe -> learner, source, edges -> fit -> checkpoint -> TrainedPolicy -> Judge 
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import jax
 from vla_jax.core import errors
 from vla_jax.core.types import Params
 from vla_jax.data import normalization
+from vla_jax.data.augment import augment_batch
 from vla_jax.data.demonstrations import compute_statistics
 from vla_jax.data.loader import Loader
 from vla_jax.envs.base import Env, EnvSpec
@@ -31,6 +33,7 @@ from vla_jax.training.fit import Evaluate, FitResult, fit
 from vla_jax.training.online import ReplaySource
 from vla_jax.training.recipe import EvaluationConfig, Recipe, to_plain
 from vla_jax.training.sources import DatasetSource, Source
+from vla_jax.training.step import Augment
 from vla_jax.training.trained import Edges, TrainedPolicy
 
 RENDERER = "vla_jax.envs.mjx.renderer"
@@ -42,11 +45,12 @@ def train(recipe: Recipe, run_dir: str | Path, *, quiet: bool = False) -> FitRes
 
     Raises DataError when the data is missing, and what `fit` raises.
     """
-    statistics = data_statistics(recipe)
+    by_dataset = dataset_statistics(recipe) if recipe.data.per_dataset else {}
+    statistics = next(iter(by_dataset.values())) if by_dataset else data_statistics(recipe)
     edges = trained.make_edges(recipe, statistics)
     learner = trained.make_learner(recipe)
     judging = [_judge(recipe, config, learner, edges, recipe.evaluation) for config in recipe.evaluation.envs]
-    source, warm_start = _source(recipe, learner, edges)
+    source, warm_start = _source(recipe, learner, edges, by_dataset)
     spec = judging[0].spec
     return fit(
         learner,
@@ -54,26 +58,47 @@ def train(recipe: Recipe, run_dir: str | Path, *, quiet: bool = False) -> FitRes
         recipe.fit,
         run_dir,
         evaluate=_evaluator(judging, recipe, learner, edges) if recipe.fit.eval_every else None,
-        metadata=trained.contract(recipe, statistics, spec.action_names, spec.control_hz)
+        metadata=trained.contract(recipe, statistics, spec.action_names, spec.control_hz, by_dataset)
         | {_MARKS: libero_check.marks(_dataset_paths(recipe))},
         warm_start=warm_start,
+        augment=augmentation(recipe),
         quiet=quiet,
     )
 
 
+def augmentation(recipe: Recipe) -> Augment | None:
+    """What training does to a batch on the device."""
+    return None if recipe.data.augment is None else functools.partial(augment_batch, config=recipe.data.augment)
+
+
 def data_statistics(recipe: Recipe) -> normalization.Statistics:
-    """Those the policy was trained with: from the checkpoint it starts from, else computed from the data."""
+    """Those the policy was trained with: from the checkpoint it starts from, else computed from all data together."""
     if recipe.start_from is not None:
         return trained.load_statistics(recipe.start_from)
+    _require_datasets(recipe)
+    return compute_statistics(recipe.data.datasets, faults=recipe.data.faults)
+
+
+def dataset_statistics(recipe: Recipe) -> dict[str, normalization.Statistics]:
+    """Those of every dataset by its key: from the checkpoint the recipe starts from where that has them."""
+    known = {} if recipe.start_from is None else trained.load_dataset_statistics(recipe.start_from)
+    new = [dataset for dataset in recipe.data.datasets if dataset.key not in known]
+    if new:
+        _require_datasets(recipe)
+    known |= {dataset.key: compute_statistics(dataset, faults=recipe.data.faults) for dataset in new}
+    return {dataset.key: known[dataset.key] for dataset in recipe.data.datasets}
+
+
+def _require_datasets(recipe: Recipe) -> None:
     for dataset in recipe.data.datasets:
-        if not (Path(dataset.path) / "dataset_info.json").is_file():
+        folder = Path(dataset.path)
+        if not any((folder / name).is_file() for name in ("dataset_info.json", "meta/info.json")):
             raise errors.DataError(
                 f"{dataset.path}: no dataset",
-                expected=f"the RLDS dataset that recipe {recipe.name} trains on (its version folder)",
-                found="no dataset_info.json in it" if Path(dataset.path).is_dir() else "no such folder",
+                expected=f"the dataset that recipe {recipe.name} trains on (RLDS: its version folder)",
+                found="no dataset_info.json in it" if folder.is_dir() else "no such folder",
                 fix="make it with `vla-jax data generate`, or point data.datasets at yours",
             )
-    return compute_statistics(recipe.data.datasets)
 
 
 def evaluate(
@@ -194,7 +219,7 @@ def _dataset_paths(recipe: Recipe) -> list[str]:
 
 
 def _source(
-    recipe: Recipe, learner: Learner, edges: Edges
+    recipe: Recipe, learner: Learner, edges: Edges, by_dataset: dict[str, normalization.Statistics]
 ) -> tuple[Source, Callable[[LearnerState], LearnerState] | None]:
     if isinstance(recipe.learner, EXPOConfig):
         base = trained.load(recipe.start_from).base_params
@@ -209,10 +234,16 @@ def _source(
         batch_size=recipe.data.batch_size,
         seed=recipe.data.seed,
         tokenizer=edges.encode,
-        normalizer=edges.normalizer,
+        normalizer=[normalization.Normalizer.create(s, recipe.data.normalization) for s in by_dataset.values()]
+        or edges.normalizer,
         weights=recipe.data.weights,
+        temperature=recipe.data.temperature,
+        balance_embodiments=recipe.data.balance_embodiments,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        num_threads=recipe.data.num_threads,
+        image_cache_bytes=recipe.data.image_cache_bytes,
+        faults=recipe.data.faults,
     )
     if recipe.start_from is None:
         return DatasetSource(loader), None

@@ -42,6 +42,17 @@ def test_closing_drops_no_batch():
     source.close()
 
 
+def test_what_a_loader_says_of_a_batch_comes_with_that_batch():
+    class Says(toy.ToyLoader):
+        def metrics(self):
+            return {"data/faults": float(self.position)}
+
+    source = DatasetSource(Says(), prefetch=3)  # reads ahead, so that the loader is further on than what is given
+    assert [source.next(step, None)[1] for step in range(3)] == [{"data/faults": n} for n in (1.0, 2.0, 3.0)]
+    source.close()
+    assert DatasetSource(toy.ToyLoader()).next(0, None)[1] == {}
+
+
 def test_a_loaders_error_reaches_the_one_who_asks():
     class Ends(toy.ToyLoader):
         def __next__(self):

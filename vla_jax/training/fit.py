@@ -84,6 +84,7 @@ def fit(
     metadata: Mapping[str, Any],
     logical_axes: Mapping[str, Any] | None = None,
     warm_start: Callable[[LearnerState], LearnerState] | None = None,
+    augment: step.Augment | None = None,
     devices: Sequence[jax.Device] | None = None,
     quiet: bool = False,
 ) -> FitResult:
@@ -91,7 +92,8 @@ def fit(
 
     `metadata` is stored beside the weights and must have the entries `checkpoints.REQUIRED`. `logical_axes` names the
     parameters' dims for the mesh. `warm_start` maps the fresh state to the one to begin with (pretrained weights); it
-    is not called on resume. SIGTERM and SIGINT save and return with `interrupted=True`; a second one kills.
+    is not called on resume. `augment` changes every batch inside the compiled step, with a key folded from the step.
+    SIGTERM and SIGINT save and return with `interrupted=True`; a second one kills.
 
     Raises TrainingError at the first non-finite metric (with `nan_guard`), CheckpointError when the latest checkpoint
     does not fit the learner or the source, ConfigError for impossible settings.
@@ -113,6 +115,7 @@ def fit(
             logical_axes=logical_axes,
             fsdp_min_size=config.mesh.fsdp_min_size,
             scan_updates=config.scan_updates,
+            augment=augment,
         )
         store = stack.enter_context(
             contextlib.closing(

@@ -14,6 +14,8 @@ from flax import nnx
 
 from vla_jax.codecs import text
 from vla_jax.core import errors
+from vla_jax.data.augment import AugmentConfig
+from vla_jax.data.formats.faults import FaultPolicy
 from vla_jax.data.normalization import NormalizationConfig
 from vla_jax.data.schema import DatasetConfig
 from vla_jax.envs.libero import LiberoTasks
@@ -73,8 +75,36 @@ class DataConfig:
     datasets: tuple[DatasetConfig, ...]
     batch_size: int  # over all processes
     normalization: NormalizationConfig = NormalizationConfig()
-    weights: tuple[float, ...] | None = None  # of a mixture; None: in proportion to the frames
+    per_dataset: bool = False  # every dataset by its own statistics; acting takes those of the first, or names one
+    weights: tuple[float, ...] | None = None  # of a mixture; None: in proportion to the samples
+    temperature: float = 1.0  # of the mixture, weights ** (1 / temperature): above 1 evens them out
+    balance_embodiments: bool = False  # every robot (DatasetConfig.embodiment) gets the same share
+    augment: AugmentConfig | None = None  # of pictures, in training only
+    faults: FaultPolicy = FaultPolicy()  # damaged records and pictures: skipped and counted, up to a limit
+    image_cache_bytes: int = 2 << 30  # of memory for decoded pictures, where all of them fit; 0: keep none
+    num_threads: int = 2  # that decode
     seed: int = 0
+
+    def __post_init__(self):
+        if self.num_threads < 1 or self.image_cache_bytes < 0:
+            raise errors.ConfigError(
+                "DataConfig",
+                expected="num_threads of 1 or more, image_cache_bytes of 0 or more",
+                found=(self.num_threads, self.image_cache_bytes),
+            )
+        if self.per_dataset and any(dataset.holdout > 0 for dataset in self.datasets):
+            raise errors.ConfigError(
+                "DataConfig.per_dataset and DatasetConfig.holdout",
+                expected="one of them: validation knows one set of statistics",
+                found="both",
+            )
+        keys = [dataset.key for dataset in self.datasets]
+        if self.per_dataset and len(set(keys)) != len(keys):
+            raise errors.ConfigError(
+                "DataConfig.per_dataset needs datasets that can be told apart",
+                expected="a different path, split or embodiment for each",
+                found=keys,
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +152,13 @@ class Recipe:
                 found=executed,
             )
         for dataset in self.data.datasets:
+            if dataset.action_kind != "as recorded":
+                raise errors.ConfigError(
+                    f"recipe {self.name}: data.datasets, {dataset.path}",
+                    expected='action_kind "as recorded": environments are given what the policy predicts',
+                    found=repr(dataset.action_kind),
+                    fix="train on other kinds with a Loader of your own, and undo them with action_kinds.invert",
+                )
             if dataset.action_horizon != horizon:
                 raise errors.ConfigError(
                     f"recipe {self.name}: data.datasets, {dataset.path}",

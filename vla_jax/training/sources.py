@@ -67,6 +67,13 @@ class Loader(Protocol):
     def restore(self, state: Any) -> None: ...
 
 
+@runtime_checkable
+class HasMetrics(Protocol):
+    """A loader with something to say about its last batch, the same whenever that batch is made."""
+
+    def metrics(self) -> SourceMetrics: ...
+
+
 class DatasetSource:
     """Recorded demonstrations or transitions. A thread reads ahead and starts the transfer to the devices.
 
@@ -92,8 +99,8 @@ class DatasetSource:
             self._thread = futures.ThreadPoolExecutor(1, thread_name_prefix="vla_jax-prefetch")
         while len(self._ahead) <= self._prefetch:
             self._ahead.append(self._thread.submit(self._read))
-        batch, self._state = self._ahead.popleft().result()
-        return batch, {}
+        batch, self._state, metrics = self._ahead.popleft().result()
+        return batch, metrics
 
     def state(self) -> Any:
         return self._state
@@ -114,6 +121,7 @@ class DatasetSource:
         self._thread = None
         self._ahead.clear()
 
-    def _read(self) -> tuple[Any, Any]:
-        batch = next(self._loader)
-        return (batch if self._mesh is None else sharding.place_batch(batch, self._mesh)), self._loader.state()
+    def _read(self) -> tuple[Any, Any, SourceMetrics]:
+        batch, state = next(self._loader), self._loader.state()
+        metrics = self._loader.metrics() if isinstance(self._loader, HasMetrics) else {}
+        return (batch if self._mesh is None else sharding.place_batch(batch, self._mesh)), state, metrics

@@ -5,19 +5,21 @@ The host never waits for a step: what it needs to know is summed in `Carry` and 
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.sharding import Mesh
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, Key
 
 from vla_jax.core import keys
 from vla_jax.core.types import Metrics
 from vla_jax.learners.base import Learner, LearnerState
 from vla_jax.training import sharding
+
+Augment = Callable[[Key[Array, ""], Any], Any]  # a batch of one update -> what the learner sees of it
 
 
 class Carry(struct.PyTreeNode):
@@ -45,6 +47,7 @@ class TrainStep:
     shardings: Carry  # a sharding per leaf
     abstract: Carry  # shapes and dtypes per leaf
     scan_updates: int = 1
+    augment: Augment | None = None
 
     def init(self, example_batch: Any) -> Carry:
         """A fresh carry, made on its devices: no device ever holds the whole of a split parameter.
@@ -100,6 +103,8 @@ class TrainStep:
 
     def _update(self, carry: Carry, batch: Any) -> Carry:
         key = keys.at_step(keys.stream(self.seed, "update"), carry.train_step)
+        if self.augment is not None:
+            batch = self.augment(keys.at_step(keys.stream(self.seed, "augment"), carry.train_step), batch)
         learner_state, metrics = self.learner.update(carry.learner, key, batch)
         metrics = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
         bad = ~jnp.isfinite(jnp.stack(list(metrics.values()))).all() if metrics else jnp.zeros((), bool)
@@ -123,10 +128,13 @@ def build(
     logical_axes: Mapping[str, Any] | None = None,
     fsdp_min_size: int = 2**16,
     scan_updates: int = 1,
+    augment: Augment | None = None,
 ) -> TrainStep:
     """Trace `learner` on shapes only (nothing is computed or allocated) and give every array its place.
 
-    `example_batch` may be abstract. Raises ConfigError as `sharding.param_shardings` does.
+    `augment` changes every batch inside the step, with a key of its own. `example_batch` may be abstract.
+
+    Raises ConfigError as `sharding.param_shardings` does.
     """
     example = jax.eval_shape(lambda batch: jax.tree.map(jnp.asarray, batch), example_batch)
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -137,7 +145,7 @@ def build(
     shardings = jax.tree.map(lambda _: copied, abstract).replace(
         learner=sharding.param_shardings(state, mesh, logical_axes, fsdp_min_size=fsdp_min_size)
     )
-    return TrainStep(learner, seed, mesh, example, shardings, abstract, scan_updates)
+    return TrainStep(learner, seed, mesh, example, shardings, abstract, scan_updates, augment)
 
 
 def _empty(state: LearnerState, names: tuple[str, ...]) -> Carry:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from vla_jax.learners.imitation import Imitation
 from vla_jax.policies.base import Policy
 from vla_jax.training import checkpoints
 from vla_jax.training.recipe import Recipe, from_plain, to_plain
+
+_BY_DATASET = "normalization_by_dataset"  # in the metadata, where every dataset has its own
 
 
 def make_learner(recipe: Recipe) -> Learner:
@@ -90,11 +92,19 @@ def make_edges(recipe: Recipe, statistics: Statistics) -> Edges:
     )
 
 
-def contract(recipe: Recipe, statistics: Statistics, action_names: tuple[str, ...], control_hz: float | None) -> dict:
-    """What travels with the weights: recipe, statistics, cameras, actions."""
+def contract(
+    recipe: Recipe,
+    statistics: Statistics,
+    action_names: tuple[str, ...],
+    control_hz: float | None,
+    by_dataset: Mapping[str, Statistics] | None = None,
+) -> dict:
+    """What travels with the weights: recipe, statistics, cameras, actions. `by_dataset` are those of every dataset, by
+    its key, where each was normalized by its own."""
     return {
         "recipe": to_plain(recipe),
         "normalization": dataclasses.asdict(statistics),
+        **({_BY_DATASET: {key: dataclasses.asdict(own) for key, own in by_dataset.items()}} if by_dataset else {}),
         "cameras": list(recipe.policy.backbone.cameras),
         "action": {
             "names": list(action_names),
@@ -129,17 +139,41 @@ class TrainedPolicy:
         return self.recipe.policy.constructor()
 
 
-def load(path: str | Path, step: int | None = None) -> TrainedPolicy:
-    """Raises CheckpointError when `path` is no complete checkpoint of ours."""
+def load(path: str | Path, step: int | None = None, *, dataset: str | None = None) -> TrainedPolicy:
+    """A checkpoint as a policy. Of one whose datasets were normalized each by its own statistics, `dataset` is the key
+    of those to act with; without it, the first.
+
+    Raises CheckpointError when `path` is no complete checkpoint of ours or has no statistics of that name.
+    """
     params, metadata = checkpoints.load_actor(path, step=step)
     recipe = from_plain(Recipe, metadata["recipe"], f"{path}: recipe")
-    edges = make_edges(recipe, _statistics(path, metadata))
+    statistics = _statistics(path, metadata)
+    if dataset is not None:
+        by_dataset = _by_dataset(path, metadata)
+        if dataset not in by_dataset:
+            raise errors.CheckpointError(
+                f"{path}: no statistics of dataset {dataset!r}", fix=errors.closest(dataset, by_dataset)
+            )
+        statistics = by_dataset[dataset]
+    edges = make_edges(recipe, statistics)
     return TrainedPolicy(Path(path), recipe, make_learner(recipe), params, edges, metadata)
 
 
 def load_statistics(path: str | Path, step: int | None = None) -> Statistics:
     """The statistics a checkpoint carries."""
     return _statistics(path, checkpoints.read_metadata(checkpoints.step_folder(path, step)))
+
+
+def load_dataset_statistics(path: str | Path, step: int | None = None) -> dict[str, Statistics]:
+    """Those of every dataset by its key; empty where the policy was trained with one for all."""
+    return _by_dataset(path, checkpoints.read_metadata(checkpoints.step_folder(path, step)))
+
+
+def _by_dataset(path: str | Path, metadata: dict[str, Any]) -> dict[str, Statistics]:
+    return {
+        key: Statistics.from_json(json.dumps(own), f"{path}: {_BY_DATASET}, {key}")
+        for key, own in metadata.get(_BY_DATASET, {}).items()
+    }
 
 
 def _statistics(path: str | Path, metadata: dict[str, Any]) -> Statistics:
