@@ -16,7 +16,7 @@ import numpy as np
 
 Batch = dict[str, np.ndarray]  # exterior, wrist: uint8 b h w 3; state: float32 b s; actions: float32 b h a; instruction
 _TICKS = os.sysconf("SC_CLK_TCK")
-_PERIOD = 0.05  # seconds between looks at memory
+_PERIOD = 0.2  # seconds between looks at memory: a look takes a millisecond of CPU time
 
 
 def processes() -> list[int]:

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Int, Int64, UInt64
 
 from vla_jax.core.types import Observation
 from vla_jax.data import columns, draws, windows
+from vla_jax.data.buffers import BufferPool
 from vla_jax.data.formats.episodes import EpisodeDataset
 from vla_jax.data.normalization import Normalizer
 from vla_jax.data.pictures import open_pictures
@@ -27,6 +28,7 @@ class ObservationReader:
         image_cache_bytes: int,
     ):
         self._dataset, self._config, self._normalizer = dataset, config, normalizer
+        self._buffers = BufferPool()
         self._pictures = open_pictures(dataset, config, image_cache_bytes)
         cameras = config.present_cameras(dataset.specs)
         # The absence of these is no damage.
@@ -47,7 +49,10 @@ class ObservationReader:
         """Arrays for this many rows, not yet filled."""
         seen = (num_rows,) if self._config.history == 1 else (num_rows, self._config.history)
         return Observation(
-            images={name: np.empty((*seen, *pictures.shape), np.uint8) for name, pictures in self._pictures.items()},
+            images={
+                name: self._buffers.empty((*seen, *pictures.shape), np.uint8)
+                for name, pictures in self._pictures.items()
+            },
             image_mask={name: np.empty(seen, bool) for name in self._pictures},
             state=np.empty((*seen, self._normalizer.state_dim), np.float32),
             prompt=np.empty((num_rows, self._prompt.shape[-1]), np.int32),
