@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.data import rich_rlds
 from tests.data.toy_rlds import CAMERAS, LENGTHS, STATE_DIM
 from vla_jax.core.errors import ConfigError, DataError
+from vla_jax.data import loader as loader_module
 from vla_jax.data.demonstrations import DemonstrationDataset, compute_statistics
 from vla_jax.data.formats.rlds import RldsDataset
 from vla_jax.data.loader import Loader
@@ -209,22 +211,134 @@ def test_a_mixture_gives_each_dataset_its_share(toy_folder, tmp_path, write_toy)
         assert_equal(jax.tree.map(lambda leaf, r=row: leaf[r], batch), jax.tree.map(lambda leaf: leaf[0], single))
 
 
-def test_seeds_and_twin_datasets_have_orders_of_their_own():
-    first, second = GlobalOrder([NUM_FRAMES], 0), GlobalOrder([NUM_FRAMES], 1)
-    assert first(0, NUM_FRAMES)[1].tolist() != second(0, NUM_FRAMES)[1].tolist()
-    datasets, frames = GlobalOrder([NUM_FRAMES, NUM_FRAMES], 0)(0, 2 * NUM_FRAMES)
-    assert frames[datasets == 0].tolist() != frames[datasets == 1].tolist()
+def test_a_mixture_can_be_evened_out_and_balanced(toy_folder, rich_folder, tmp_path, write_toy):
+    """Toy sets have 16 frames each; two of robot "a" and one of "b" share the stream in halves."""
+    folders = (toy_folder, write_toy(tmp_path / "one"), write_toy(tmp_path / "two", "tfrecord"))
+    configs = [toy_config(folder, embodiment=name) for folder, name in zip(folders, "aab", strict=True)]
+    normalizer = Normalizer.create(compute_statistics(configs[0]), RAW)
+    balanced = make_loader(toy_folder, configs, normalizer=normalizer, balance_embodiments=True)
+    assert balanced.weights == (0.25, 0.25, 0.5)
+    tempered = make_loader(toy_folder, configs, normalizer=normalizer, weights=(1.0, 4.0, 4.0), temperature=2.0)
+    assert tempered.weights == pytest.approx((0.2, 0.4, 0.4))
 
 
-@given(sizes=st.lists(st.integers(100, 140), min_size=1, max_size=3), seed=st.integers(0, 2**31))
-@settings(max_examples=5, deadline=None)  # grain's shuffle takes milliseconds per item below 100 items
-def test_every_dataset_of_a_mixture_goes_through_exact_epochs(sizes, seed):
-    order = GlobalOrder(sizes, seed, weights=[1.0] * len(sizes))
-    datasets, frames = order(0, 3 * max(sizes) * len(sizes))
-    for number, size in enumerate(sizes):
-        mine = frames[datasets == number]
-        for epoch in range(len(mine) // size):
-            assert sorted(mine[epoch * size : (epoch + 1) * size]) == list(range(size))
+def test_every_dataset_may_have_its_own_normalizer(toy_folder, tmp_path, write_toy):
+    configs = [toy_config(toy_folder), toy_config(write_toy(tmp_path / "other"))]
+    raw = Normalizer.create(compute_statistics(configs[0]), RAW)
+    own = Normalizer.create(compute_statistics(configs[0]))
+    loader = make_loader(toy_folder, configs, normalizer=[raw, own], batch_size=32)
+    batch, (numbers, frames) = loader.batch(0), GlobalOrder([NUM_FRAMES] * 2, 3)(0, 32)
+    for number, normalizer in enumerate((raw, own)):
+        rows = np.flatnonzero(numbers == number)
+        single = DemonstrationDataset(configs[number], normalizer, tokenizer).batch(frames[rows])
+        np.testing.assert_array_equal(batch.actions[rows], single.actions)
+    with pytest.raises(ConfigError, match="one, or 2, one per dataset"):
+        make_loader(toy_folder, configs, normalizer=[raw])
+
+
+def test_the_validation_side_is_another_loader(toy_folder):
+    config = toy_config(toy_folder, holdout=0.5)
+    sides = [make_loader(toy_folder, config, subset=subset, batch_size=16) for subset in ("train", "validation")]
+    episodes = [{episode for episode, _ in frames_of(side.batch(0))} for side in sides]
+    assert episodes[0] | episodes[1] == {0, 1, 2, 3} and not episodes[0] & episodes[1]
+    assert sum(side.num_frames for side in sides) == NUM_FRAMES
+
+
+def test_draws_follow_the_position_in_the_stream(rich_folder):
+    """Whatever the processes and threads: the camera drawn for a row of the global batch is the same."""
+    config = DatasetConfig(
+        str(rich_folder),
+        2,
+        (("any", ("left", "right")),),
+        state_keys=("joints",),
+        action_key="action_dict/joints",
+        instruction_key=("language_instruction", "language_instruction_3"),
+        sample_by="episode",
+    )
+
+    def ends(text):
+        return np.array([len(text), 0]), np.array([True, False])
+
+    options = dict(tokenizer=ends, batch_size=12)
+    whole = make_loader(rich_folder, config, **options).batch(5)
+    parts = [make_loader(rich_folder, config, process_index=i, process_count=3, **options).batch(5) for i in range(3)]
+    assert_equal(jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts), whole)
+    threaded = make_loader(rich_folder, config, num_threads=5, start_step=5, **options)
+    assert_equal(next(threaded), whole)
+    threaded.close()
+    greys = whole.observation.images["any"][:, 0, 0, 0]
+    assert (greys < 80).any() and (greys > 80).any()
+
+
+class Fails(Exception):
+    pass
+
+
+@pytest.fixture
+def failing(toy_folder, monkeypatch):
+    """A loader whose third batch cannot be made."""
+    loader = make_loader(toy_folder, num_threads=2)
+    (dataset,) = loader.datasets
+    fill = dataset.fill
+    third = set(GlobalOrder([NUM_FRAMES], 3)(12, 18)[1].tolist())
+
+    def fill_or_fail(out, rows, frames, keys):
+        if set(frames.tolist()) <= third and len(frames) == 3 and failures:
+            raise Fails("here")
+        fill(out, rows, frames, keys)
+
+    failures = [True]
+    monkeypatch.setattr(dataset, "fill", fill_or_fail)
+    return loader, failures
+
+
+def test_a_thread_that_fails_stops_the_run_with_its_traceback(failing):
+    loader, failures = failing
+    batches = []
+    with pytest.raises(Fails, match="here") as error:
+        for _ in range(3):
+            batches.append(next(loader))
+    assert "fill_or_fail" in {entry.name for entry in error.traceback}
+    assert loader.state() == {"step": len(batches)}
+    failures.clear()  # after the cause is gone the same loader goes on
+    assert_equal(next(loader), loader.batch(len(batches)))
+    loader.close()
+
+
+def test_a_batch_that_does_not_come_is_an_error_and_not_a_hang(toy_folder, monkeypatch):
+    loader = make_loader(toy_folder, num_threads=1)
+    release = threading.Event()
+    monkeypatch.setattr(loader.datasets[0], "fill", lambda *_: release.wait(10))
+    monkeypatch.setattr(loader_module, "BATCH_TIMEOUT", 0.05)
+    monkeypatch.setattr(loader_module, "_CLOSE_TIMEOUT", 0.05)
+    with pytest.raises(DataError, match="batch 0 did not come"):
+        next(loader)
+    release.set()
+
+
+def test_only_a_few_batches_are_made_ahead(toy_folder, monkeypatch):
+    loader = make_loader(toy_folder, num_threads=4)
+    made = []
+    begin = loader._begin
+    monkeypatch.setattr(loader, "_begin", lambda step: made.append(step) or begin(step))
+    for step in range(5):
+        next(loader)
+        assert made == list(range(step + 1 + loader_module.PREFETCH))
+    loader.close()
+
+
+def test_damage_is_counted_batch_by_batch(tmp_path):
+    folder = rich_rlds.write(tmp_path / "rich" / "1.0.0", damaged={("wrist", 2), ("wrist", 9)})
+    config = DatasetConfig(
+        str(folder), 2, (("wrist", "wrist"),), state_keys=("joints",), action_key="action_dict/joints"
+    )
+    loader = make_loader(folder, config, batch_size=14, tokenizer=lambda text: (np.zeros(1), np.ones(1, bool)))
+    for _ in range(3):  # every epoch meets both
+        batch = next(loader)
+        assert sorted(batch.observation.state[batch.weight == 0, 0].tolist()) == [2, 9]
+        assert loader.metrics() == {"data/faults": 2.0}
+    assert {fault.kind for fault in loader.faults} == {"bad image"} and len(loader.faults) == 2
+    loader.close()
 
 
 def test_a_missing_camera_is_explained(toy_folder):

@@ -169,7 +169,7 @@ class Loader(Iterator[Demonstrations | Transitions]):
         if self._threads is None:
             return
         self._threads.shutdown(wait=False, cancel_futures=True)
-        running = [job for _, jobs in self._ahead for job in jobs]
+        running = [job for _, jobs in self._ahead for job in jobs if not job.cancelled()]
         futures.wait(running, timeout=_CLOSE_TIMEOUT)
         self._threads = None
         self._ahead.clear()
