@@ -1,4 +1,4 @@
-"""Records on disk become typed batches: RLDS, windows, normalization, the grain loader, replay buffers.
+"""Records on disk become typed batches: RLDS, LeRobot, windows, normalization, the loader, replay buffers.
 
 formats.rlds_writer, formats.features       episodes -> a dataset that plain TFDS reads
 open.open_dataset                              a folder -> a split in place, RLDS or LeRobot
@@ -8,7 +8,12 @@ formats.lerobot_writer                         episodes -> a LeRobot v3.0 datase
 schema.DatasetConfig                           which feature is which part of an observation
 demonstrations.compute_statistics              columns -> normalization.Statistics
 normalization.Normalizer                       physical units <-> what a network sees
-loader.Loader                                  datasets -> the same endless stream of Demonstrations
+action_kinds.convert, invert                   recorded actions <-> movements or targets
+sampling.FrameSelection, goals.draw_goals      which frames are samples, which later ones are goals
+order.GlobalOrder, mixture.mixture_weights     position in the stream -> dataset and sample
+loader.Loader                                  datasets -> the same endless stream of Demonstrations or Transitions
+image_cache.build                              pictures transcoded once to the training resolution
+augment.augment_batch                          random changes of pictures, inside the jit
 statistics.Summary                             columns in one pass -> statistics that merge
 inspect.inspect, view.write_page               what is in a dataset, for people
 lint.checks.lint                               what is wrong with it
