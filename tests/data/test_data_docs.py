@@ -4,6 +4,9 @@ import dataclasses
 import re
 from pathlib import Path
 
+import pytest
+import rich.console
+
 from vla_jax.cli_data.verbs import VERBS
 from vla_jax.data.embodiments import Embodiment, Vector, embodiments
 from vla_jax.data.schema import DatasetConfig
@@ -56,6 +59,17 @@ def test_every_verb_has_an_example():
     for verb in VERBS:
         assert f"vla-jax data {verb} " in DOCS, verb
     assert set(re.findall(r"vla-jax data (\w+)", DOCS)) <= set(VERBS)
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_options_of_the_examples_exist(verb, capsys):
+    with pytest.raises(SystemExit):
+        VERBS[verb](["--help"], rich.console.Console())
+    offered = set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out))
+    used = {
+        name for line in re.findall(rf"vla-jax data {verb} ([^`\n]*)", DOCS) for name in re.findall(r"--[a-z-]+", line)
+    }
+    assert used <= offered
 
 
 def test_every_field_of_a_dataset_is_explained():
