@@ -1,11 +1,11 @@
 """Real BridgeData V2 episodes, as other people's tools wrote them."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from tests.data.real_sets import BRIDGE as FOLDER
+from tests.data.real_sets import needs_bridge
 from vla_jax.data.demonstrations import compute_statistics
 from vla_jax.data.formats import tfrecord
 from vla_jax.data.formats.rlds import RldsDataset
@@ -13,8 +13,7 @@ from vla_jax.data.loader import Loader
 from vla_jax.data.normalization import Normalizer
 from vla_jax.data.schema import DatasetConfig
 
-FOLDER = Path(__file__).parents[3] / "shared" / "data" / "bridge_rlds_sample" / "1.0.0"
-pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="the Bridge sample is not beside the repository")
+pytestmark = needs_bridge
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
