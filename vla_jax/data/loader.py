@@ -1,15 +1,15 @@
 """The loader: datasets in, the same endless stream of batches out, for any number of processes and after any resume.
 
-    step -> positions -> (dataset, sample) -> frames -> rows of one batch, filled in place by several threads
+    grain: step, step + 1, ... -> positions -> (dataset, sample) -> frames -> rows of one batch, filled by threads
 
 Batch `step` of a run is a pure function of the seed and `step`. Process `i` of `n` gets rows `[i * b / n, (i + 1) * b
 / n)` of the global batch, so laying the processes' batches end to end gives the global batch whatever `n` is.
 
-Threads share out the rows of a batch, so a first batch takes as long as its rows divided by the threads, and no more
-than `PREFETCH` batches beside the one being trained on are in memory, whatever the number of threads.
+A grain pipeline runs over the steps and begins batches ahead of time. Threads share out the rows of a batch, so a first
+batch takes as long as its rows divided by the threads, and only about `PREFETCH` batches beside the one being trained
+on are in memory, whatever the number of threads.
 """
 
-import collections
 import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
@@ -17,6 +17,7 @@ from concurrent import futures
 from pathlib import Path
 from typing import Any
 
+import grain
 import jax
 import numpy as np
 
@@ -35,6 +36,7 @@ from vla_jax.data.transitions import TransitionDataset
 
 PREFETCH = 2  # batches begun ahead of the one asked for
 BATCH_TIMEOUT = 600.0  # seconds after which a batch that does not come is an error, such as a file system that hangs
+_LAST_STEP = 2**48  # more than any run makes
 _CLOSE_TIMEOUT = 10.0  # seconds for the rows that threads are filling
 
 
@@ -103,7 +105,8 @@ class Loader(Iterator[Demonstrations | Transitions]):
         self._num_threads = num_threads
         self._step = start_step
         self._threads: futures.ThreadPoolExecutor | None = None
-        self._ahead: collections.deque[tuple[Any, list[futures.Future]]] = collections.deque()
+        self._begun: grain.DatasetIterator | None = None
+        self._jobs: set[futures.Future] = set()  # not done yet
         self._num_damaged = 0
         self._check_mixture()
 
@@ -134,11 +137,9 @@ class Loader(Iterator[Demonstrations | Transitions]):
 
     def __next__(self) -> Demonstrations | Transitions:
         """Raises what a thread raised, with its traceback; the loader then stops its threads."""
-        if self._threads is None:
-            self._threads = futures.ThreadPoolExecutor(self._num_threads, thread_name_prefix="vla_jax-loader")
-        while len(self._ahead) <= PREFETCH:
-            self._ahead.append(self._begin(self._step + len(self._ahead)))
-        batch, jobs = self._ahead.popleft()
+        if self._begun is None:
+            self._start()
+        batch, jobs = next(self._begun)
         try:
             if futures.wait(jobs, timeout=BATCH_TIMEOUT).not_done:
                 raise errors.DataError(
@@ -166,13 +167,19 @@ class Loader(Iterator[Demonstrations | Transitions]):
 
     def close(self) -> None:
         """Stop the threads; the next call of `next` starts them again."""
-        if self._threads is None:
+        if self._begun is None:
             return
+        self._begun.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
-        running = [job for _, jobs in self._ahead for job in jobs if not job.cancelled()]
-        futures.wait(running, timeout=_CLOSE_TIMEOUT)
-        self._threads = None
-        self._ahead.clear()
+        futures.wait(list(self._jobs), timeout=_CLOSE_TIMEOUT)
+        self._begun = self._threads = None
+
+    def _start(self) -> None:
+        self._threads = futures.ThreadPoolExecutor(self._num_threads, thread_name_prefix="vla_jax-loader")
+        # One thread of grain's is enough: beginning a batch only hands its rows to the pool above.
+        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=PREFETCH)
+        self._begun = iter(grain.MapDataset.range(_LAST_STEP).map(self._begin).to_iter_dataset(options))
+        self._begun.set_state({"next_index": self._step})
 
     def _allocate(self) -> Demonstrations | Transitions:
         return self.datasets[0].allocate(self._num_rows)
@@ -185,6 +192,9 @@ class Loader(Iterator[Demonstrations | Transitions]):
             self._threads.submit(self._fill, out, step, int(first), int(stop))
             for first, stop in itertools.pairwise(bounds)
         ]
+        self._jobs.update(jobs)
+        for job in jobs:
+            job.add_done_callback(self._jobs.discard)
         return out, jobs
 
     def _fill(self, out: Demonstrations | Transitions, step: int, first: int, stop: int) -> None:
