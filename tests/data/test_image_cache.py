@@ -5,7 +5,7 @@ from vla_jax.core.errors import ConfigError, DataError
 from vla_jax.data import image_cache
 from vla_jax.data.formats.rlds import RldsDataset
 from vla_jax.data.image_cache import ImageCache, build
-from vla_jax.data.resize import ResizedPictures
+from vla_jax.data.resize import resized_pictures
 
 NAMES = ("observation/front", "observation/wrist")
 SIZE = (6, 6, "crop")
@@ -40,7 +40,7 @@ class Interrupted:
 
 @pytest.fixture
 def source(toy_folder):
-    return ResizedPictures(RldsDataset(toy_folder), SIZE)
+    return resized_pictures(RldsDataset(toy_folder), SIZE)
 
 
 def read(source, frames, name):

@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
 from vla_jax.core.errors import ConfigError
 from vla_jax.core.images import average_blocks
-from vla_jax.data.resize import AveragedPictures, ResizedPictures, check_size, resize
+from vla_jax.data.resize import averaged_pictures, check_size, resize, resized_pictures
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (18, 32, 3), np.uint8)
 
@@ -60,6 +60,7 @@ def test_a_picture_of_the_right_size_is_copied():
     st.tuples(st.integers(1, 40), st.integers(1, 40)),
     st.sampled_from(["pad", "crop", "stretch"]),
 )
+@example((7, 1), (25, 1), "crop")  # (7 - 25 * (7 / 25)) / 2 is below zero
 def test_any_size_becomes_any_other_without_new_levels(before, after, fit):
     picture = np.full((*before, 3), 100, np.uint8)
     found = resize(picture, (*after, fit))
@@ -69,7 +70,7 @@ def test_any_size_becomes_any_other_without_new_levels(before, after, fit):
 
 
 def test_a_source_scales_every_picture_and_passes_on_which_are_real():
-    source = ResizedPictures(Pictures(), (6, 6, "crop"))
+    source = resized_pictures(Pictures(), (6, 6, "crop"))
     out = np.empty((3, *source.image_shape("front")), np.uint8)
     assert source.read_images(np.array([4, 2, 0]), "front", out).tolist() == [True, False, True]
     np.testing.assert_array_equal(out[0], resize(PICTURE + np.uint8(4), (6, 6, "crop")))
@@ -78,13 +79,13 @@ def test_a_source_scales_every_picture_and_passes_on_which_are_real():
 
 
 def test_a_source_can_average_blocks():
-    source = AveragedPictures(Pictures(), 2)
+    source = averaged_pictures(Pictures(), 2)
     assert source.image_shape("front") == (9, 16, 3)
     out = np.empty((2, 9, 16, 3), np.uint8)
     assert source.read_images(np.array([0, 2]), "front", out).tolist() == [True, False]
     np.testing.assert_array_equal(out[0], average_blocks(PICTURE, 2))
     with pytest.raises(ConfigError, match="divides 18 x 32"):
-        AveragedPictures(Pictures(), 4).image_shape("front")
+        averaged_pictures(Pictures(), 4).image_shape("front")
 
 
 @pytest.mark.parametrize("size", [(0, 4, "pad"), (4, -1, "crop"), (4, 4, "squeeze")])

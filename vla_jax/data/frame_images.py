@@ -44,7 +44,7 @@ class FrameImages:
 class SmallPictures:
     """The pictures of an RLDS set with both sides divided by `scale` inside the JPEG decoder.
 
-    Quicker than `AveragedPictures` of the same factor, and not equal to it: `image_codec.decode` says by how much. So
+    Quicker than `averaged_pictures` of the same factor, and not equal to it: `image_codec.decode` says by how much. So
     it is for training and acting on pictures made this way alone, and a config has to ask for it.
     """
 

@@ -9,7 +9,7 @@ from vla_jax.core import errors
 from vla_jax.data import draws, image_cache
 from vla_jax.data.formats.episodes import EpisodeDataset
 from vla_jax.data.frame_images import FrameImages, SmallPictures
-from vla_jax.data.resize import AveragedPictures, PictureSource, ResizedPictures
+from vla_jax.data.resize import PictureSource, averaged_pictures, resized_pictures
 from vla_jax.data.schema import DatasetConfig
 
 
@@ -92,10 +92,10 @@ def open_pictures(dataset: EpisodeDataset, config: DatasetConfig, keep_bytes: in
 def sized_pictures(dataset: EpisodeDataset, config: DatasetConfig) -> PictureSource:
     """The stored pictures in the size that the config asks for: what an image cache is built from."""
     if config.resize is not None:
-        return ResizedPictures(dataset, config.resize)
+        return resized_pictures(dataset, config.resize)
     if config.downscale_in_decoder:
         return SmallPictures(dataset, config.downscale)
-    return dataset if config.downscale == 1 else AveragedPictures(dataset, config.downscale)
+    return dataset if config.downscale == 1 else averaged_pictures(dataset, config.downscale)
 
 
 def cache_identity(dataset: EpisodeDataset, config: DatasetConfig) -> str:

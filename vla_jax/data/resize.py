@@ -9,6 +9,7 @@ aliases. JPEGs are decoded whole first: decoding at a fraction of the size is fa
 pixels that decoding and scaling give.
 """
 
+from collections.abc import Callable
 from typing import Literal, Protocol
 
 import numpy as np
@@ -18,7 +19,11 @@ from PIL import Image
 from vla_jax.core import errors, images
 
 Fit = Literal["pad", "crop", "stretch"]
+Picture = UInt8[np.ndarray, "height width 3"]
+Shape = tuple[int, int, int]
 Size = tuple[int, int, Fit]  # height, width, how
+
+_PIECE = 16  # pictures decoded at once: enough for a source that reads neighbours together, little enough memory
 
 
 class PictureSource(Protocol):
@@ -50,7 +55,7 @@ def resize(
         inner = (max(1, int(tall / ratio)), max(1, int(wide / ratio)))
     elif fit == "crop":
         ratio = min(wide / width, tall / height)
-        left, top = (wide - width * ratio) / 2, (tall - height * ratio) / 2
+        left, top = max(0.0, (wide - width * ratio) / 2), max(0.0, (tall - height * ratio) / 2)  # rounding goes below
         box = (left, top, wide - left, tall - top)
     scaled = Image.fromarray(picture).resize((inner[1], inner[0]), Image.Resampling.BILINEAR, box=box)
     top, left = (height - inner[0]) // 2, (width - inner[1]) // 2
@@ -60,53 +65,53 @@ def resize(
     return out
 
 
-class ResizedPictures:
-    """A source whose pictures have another size; each is scaled as soon as it is decoded, one at a time."""
+class ChangedPictures:
+    """A source whose pictures are changed as soon as they are decoded, a few at a time."""
 
-    def __init__(self, source: PictureSource, size: Size):
-        self._source, self._size = source, size
-
-    @property
-    def num_frames(self) -> int:
-        return self._source.num_frames
-
-    def image_shape(self, name: str) -> tuple[int, int, int]:
-        return (*self._size[:2], 3)
-
-    def read_images(
-        self, frames: Int64[np.ndarray, "n"], name: str, out: UInt8[np.ndarray, "n height width 3"]
-    ) -> Bool[np.ndarray, "n"]:
-        stored = np.empty((1, *self._source.image_shape(name)), np.uint8)
-        ok = np.empty(len(frames), bool)
-        for row in range(len(frames)):
-            ok[row] = self._source.read_images(frames[row : row + 1], name, stored)[0]
-            resize(stored[0], self._size, out[row])
-        return ok
-
-
-class AveragedPictures:
-    """A source whose pictures are averaged in blocks of `factor` x `factor` pixels."""
-
-    def __init__(self, source: PictureSource, factor: int):
-        self._source, self._factor = source, factor
+    def __init__(
+        self, source: PictureSource, shape_of: Callable[[Shape], Shape], change: Callable[[Picture, Picture], None]
+    ):
+        """`shape_of` is the shape that a stored one becomes; `change(stored, out)` fills a picture of it."""
+        self._source, self._shape_of, self._change = source, shape_of, change
 
     @property
     def num_frames(self) -> int:
         return self._source.num_frames
 
     def image_shape(self, name: str) -> tuple[int, int, int]:
-        """Raises ConfigError when the factor does not divide the size."""
-        return images.average_blocks(np.empty(self._source.image_shape(name), np.uint8), self._factor).shape
+        return self._shape_of(self._source.image_shape(name))
 
     def read_images(
         self, frames: Int64[np.ndarray, "n"], name: str, out: UInt8[np.ndarray, "n height width 3"]
     ) -> Bool[np.ndarray, "n"]:
-        stored = np.empty((1, *self._source.image_shape(name)), np.uint8)
+        stored = np.empty((min(_PIECE, len(frames)), *self._source.image_shape(name)), np.uint8)
         ok = np.empty(len(frames), bool)
-        for row in range(len(frames)):
-            ok[row] = self._source.read_images(frames[row : row + 1], name, stored)[0]
-            out[row] = images.average_blocks(stored[0], self._factor)
+        for first in range(0, len(frames), _PIECE):
+            rows = range(first, min(first + _PIECE, len(frames)))
+            ok[rows.start : rows.stop] = self._source.read_images(
+                frames[rows.start : rows.stop], name, stored[: len(rows)]
+            )
+            for i, row in enumerate(rows):
+                self._change(stored[i], out[row])
         return ok
+
+
+def resized_pictures(source: PictureSource, size: Size) -> ChangedPictures:
+    """Pictures of another size; see `resize`."""
+    return ChangedPictures(source, lambda _: (*size[:2], 3), lambda stored, out: resize(stored, size, out))
+
+
+def averaged_pictures(source: PictureSource, factor: int) -> ChangedPictures:
+    """Pictures averaged in blocks of `factor` x `factor` pixels. Asking for the shape raises ConfigError when the
+    factor does not divide the size."""
+
+    def shape_of(shape: Shape) -> Shape:
+        return images.average_blocks(np.empty(shape, np.uint8), factor).shape
+
+    def average(stored: Picture, out: Picture) -> None:
+        out[...] = images.average_blocks(stored, factor)
+
+    return ChangedPictures(source, shape_of, average)
 
 
 def check_size(size: Size, place: str) -> None:

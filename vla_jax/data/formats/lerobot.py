@@ -19,6 +19,7 @@ from jaxtyping import Bool, Int64, UInt8
 from vla_jax.core import errors
 from vla_jax.data.formats import image_codec, lerobot_meta, lerobot_tables
 from vla_jax.data.formats.faults import SKIP_AND_COUNT, Fault, FaultLog, FaultPolicy
+from vla_jax.data.formats.indexed import IndexedEpisodes
 from vla_jax.data.formats.lerobot_extra import pa, pq
 from vla_jax.data.formats.specs import Episode, FeatureSpec
 from vla_jax.data.formats.video import VideoError, VideoReader
@@ -26,7 +27,7 @@ from vla_jax.data.formats.video import VideoError, VideoReader
 _BYTES_KEPT = 256 << 20  # row groups of encoded pictures in memory: neighbours of a frame are often asked for next
 
 
-class LeRobotDataset:
+class LeRobotDataset(IndexedEpisodes):
     """One split of a dataset, an `EpisodeDataset`. Safe to share between threads."""
 
     def __init__(
@@ -64,39 +65,6 @@ class LeRobotDataset:
     def fps(self) -> float:
         """Control steps per second."""
         return self.info.fps
-
-    def __len__(self) -> int:
-        """Number of episodes."""
-        return len(self._index.rows)
-
-    @property
-    def num_frames(self) -> int:
-        return int(self._index.episode_starts[-1])
-
-    @property
-    def episode_starts(self) -> Int64[np.ndarray, "episodes_plus_one"]:
-        """First frame of every episode, then the number of frames."""
-        return self._index.episode_starts
-
-    @property
-    def columns(self) -> Mapping[str, np.ndarray]:
-        """Tensors by name: `[frames, ...]` for step features, `[episodes, ...]` for episode features."""
-        return self._index.columns
-
-    def texts(self, name: str) -> tuple[str, ...]:
-        """The distinct strings of a text feature, in order of first appearance."""
-        return self._index.texts[name]
-
-    def text_ids(self, name: str) -> np.ndarray:
-        """For every frame (or episode) its row in `texts(name)`."""
-        return self._index.text_ids[name]
-
-    @property
-    def cameras(self) -> tuple[str, ...]:
-        return tuple(name for name, spec in self.specs.items() if spec.kind == "image")
-
-    def episode_of(self, frames: Int64[np.ndarray, "..."]) -> Int64[np.ndarray, "..."]:
-        return np.searchsorted(self.episode_starts, frames, side="right") - 1
 
     def describe_frame(self, frame: int) -> str:
         """The place of a frame, for an error: data file, episode, step."""

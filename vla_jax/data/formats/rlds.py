@@ -21,6 +21,7 @@ from vla_jax.data.formats.faults import SKIP_AND_COUNT, Fault, FaultLog, FaultPo
 from vla_jax.data.formats.features import Episode, FeatureSpec, Schema
 from vla_jax.data.formats.frame_index import Progress
 from vla_jax.data.formats.index_build import Split
+from vla_jax.data.formats.indexed import IndexedEpisodes
 from vla_jax.data.formats.records import RecordReader, Shard
 
 _STEP_FLAGS = ("is_first", "is_last")
@@ -39,7 +40,7 @@ class DatasetInfo:
     metadata: Mapping[str, Any]
 
 
-class RldsDataset:
+class RldsDataset(IndexedEpisodes):
     """One split of a dataset: columns in memory maps, images decoded on demand. Safe to share between threads.
 
     Records are episodes, or single steps in order. Damaged ones are left out and named in `faults`.
@@ -94,39 +95,6 @@ class RldsDataset:
     @property
     def place(self) -> str:
         return f"{self.info.name}/{self.info.version}, split {self.split}"
-
-    def __len__(self) -> int:
-        """Number of episodes."""
-        return len(self._index.episode_starts) - 1
-
-    @property
-    def num_frames(self) -> int:
-        return int(self._index.episode_starts[-1])
-
-    @property
-    def episode_starts(self) -> Int64[np.ndarray, "episodes_plus_one"]:
-        """First frame of every episode, then the number of frames."""
-        return self._index.episode_starts
-
-    @property
-    def columns(self) -> Mapping[str, np.ndarray]:
-        """Tensors by name: `[frames, ...]` for step features, `[episodes, ...]` for episode features."""
-        return self._index.columns
-
-    def texts(self, name: str) -> tuple[str, ...]:
-        """The distinct strings of a text feature, in order of first appearance."""
-        return self._index.texts[name]
-
-    def text_ids(self, name: str) -> np.ndarray:
-        """For every frame (or episode) its row in `texts(name)`."""
-        return self._index.text_ids[name]
-
-    @property
-    def cameras(self) -> tuple[str, ...]:
-        return tuple(name for name, spec in self.specs.items() if spec.kind == "image")
-
-    def episode_of(self, frames: Int64[np.ndarray, "..."]) -> Int64[np.ndarray, "..."]:
-        return np.searchsorted(self.episode_starts, frames, side="right") - 1
 
     def describe_frame(self, frame: int) -> str:
         """The place of a frame, for an error: shard file, episode (or record of one step), step within that."""
