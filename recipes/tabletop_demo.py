@@ -11,8 +11,9 @@ import dataclasses
 
 from data_pipelines.rollouts import RolloutDataConfig
 from data_pipelines.tabletop import TabletopDataConfig
+from vla_jax.data.normalization import NormalizationConfig
 from vla_jax.data.schema import DatasetConfig
-from vla_jax.envs.mjx.tabletop import ACTION_NAMES, STATE_NAMES, TabletopConfig
+from vla_jax.envs.mjx.tabletop import ACTION_NAMES, LAG_DIMS, STATE_NAMES, TabletopConfig
 from vla_jax.learners.expo import EXPOConfig
 from vla_jax.learners.imitation import ImitationConfig
 from vla_jax.main_job import MainJob
@@ -56,7 +57,9 @@ def imitation(folder: str = FOLDER, seed: int = 0) -> Recipe:
         optimizer=AdamW(peak_lr=1e-3, warmup_steps=50, decay_steps=steps, end_lr=1e-4),
         fit=FitConfig(num_train_steps=steps, log_every=50, checkpoint_every=250, seed=seed),
         evaluation=EvaluationConfig((TabletopConfig("place"),), EXECUTION_HORIZON),
-        data=DataConfig((_dataset(folder),), batch_size=64, seed=seed),
+        data=DataConfig(
+            (_dataset(folder),), batch_size=64, normalization=NormalizationConfig(hidden_state_dims=LAG_DIMS), seed=seed
+        ),
         text=text,
     )
 

@@ -9,8 +9,9 @@
 
 import dataclasses
 
+from vla_jax.data.normalization import NormalizationConfig
 from vla_jax.data.schema import DatasetConfig
-from vla_jax.envs.mjx.tabletop import ACTION_NAMES, STATE_NAMES, TabletopConfig
+from vla_jax.envs.mjx.tabletop import ACTION_NAMES, LAG_DIMS, STATE_NAMES, TabletopConfig
 from vla_jax.learners.imitation import ImitationConfig
 from vla_jax.nets import vla_transformer
 from vla_jax.policies.flow import FlowConfig
@@ -37,7 +38,7 @@ def quick(seed: int = 0) -> Recipe:
     vision = dataclasses.replace(backbone.vision, patch_size=8, mixed_tokens=4)
     backbone = dataclasses.replace(backbone, vision=vision)
     decoder = FlowConfig(ACTION_HORIZON, len(ACTION_NAMES), loss_samples=4, clip_actions=True)
-    steps = 16_000
+    steps = 8_000
     dataset = DatasetConfig(
         DATASET,
         ACTION_HORIZON,
@@ -49,8 +50,10 @@ def quick(seed: int = 0) -> Recipe:
         policy=PolicyConfig(backbone, decoder),
         learner=ImitationConfig(ema_decay=0.999),
         optimizer=AdamW(peak_lr=1e-3, warmup_steps=200, decay_steps=steps, end_lr=5e-5),
-        fit=FitConfig(num_train_steps=steps, log_every=100, checkpoint_every=2000, seed=seed),
+        fit=FitConfig(num_train_steps=steps, log_every=100, checkpoint_every=1000, seed=seed),
         evaluation=EvaluationConfig(envs, EXECUTION_HORIZON, num_episodes=128),
-        data=DataConfig((dataset,), batch_size=64, seed=seed),
+        data=DataConfig(
+            (dataset,), batch_size=64, normalization=NormalizationConfig(hidden_state_dims=LAG_DIMS), seed=seed
+        ),
         text=text,
     )

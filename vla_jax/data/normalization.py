@@ -103,6 +103,8 @@ class NormalizationConfig:
     mode: Mode = "quantile"
     raw_state_dims: tuple[int, ...] = ()  # left as they are, for example a gripper that is 0 or 1
     raw_action_dims: tuple[int, ...] = ()
+    hidden_state_dims: tuple[int, ...] = ()  # 0 for the policy, always. What tells how the robot moves just now tells
+    # what the demonstrator did just before, and imitation then copies that instead of looking (arXiv 1905.11979)
 
     def __post_init__(self):
         if self.mode not in ("quantile", "z_score", "none"):
@@ -126,8 +128,12 @@ class Normalizer(struct.PyTreeNode):
     def create(cls, statistics: Statistics, config: NormalizationConfig | None = None) -> "Normalizer":
         """The maps of `statistics`; without a config, quantiles of every dim."""
         config = config or NormalizationConfig()
+        state_shift, state_scale = _affine(statistics.state, config.mode, config.raw_state_dims, "raw_state_dims")
+        _check_dims(statistics.state, config.hidden_state_dims, "hidden_state_dims")
+        state_scale[list(config.hidden_state_dims)] = np.inf
         return cls(
-            *_affine(statistics.state, config.mode, config.raw_state_dims, "raw_state_dims"),
+            state_shift,
+            state_scale,
             *_affine(statistics.actions, config.mode, config.raw_action_dims, "raw_action_dims"),
             config=config,
         )
@@ -152,8 +158,7 @@ class Normalizer(struct.PyTreeNode):
 
 
 def _affine(field: FieldStatistics, mode: Mode, raw_dims: tuple[int, ...], name: str) -> tuple[np.ndarray, np.ndarray]:
-    if any(not 0 <= dim < field.dim for dim in raw_dims):
-        raise errors.ConfigError(name, expected=f"dims below {field.dim}", found=raw_dims)
+    _check_dims(field, raw_dims, name)
     if mode == "quantile":
         low, high = np.array(field.q01), np.array(field.q99)
         shift, scale = (low + high) / 2, (high - low) / 2
@@ -164,6 +169,11 @@ def _affine(field: FieldStatistics, mode: Mode, raw_dims: tuple[int, ...], name:
     scale = np.where(scale < _SMALLEST_SCALE, 1.0, scale)
     raw = np.isin(np.arange(field.dim), raw_dims)
     return np.where(raw, 0.0, shift).astype(np.float32), np.where(raw, 1.0, scale).astype(np.float32)
+
+
+def _check_dims(field: FieldStatistics, dims: tuple[int, ...], name: str) -> None:
+    if any(not 0 <= dim < field.dim for dim in dims):
+        raise errors.ConfigError(name, expected=f"dims below {field.dim}", found=dims)
 
 
 def _lift(row: Array, like: Array) -> Array:

@@ -27,6 +27,8 @@ STATE_NAMES = (
     *("x", "y", "z", "yaw_sin", "yaw_cos", "finger_left", "finger_right"),
     *("target_dx", "target_dy", "target_dz", "target_dyaw", "grip_command"),  # how far the hand lags its target
 )
+# The last action shows in these, and a policy that may copy it does: see NormalizationConfig.hidden_state_dims.
+LAG_DIMS = tuple(i for i, name in enumerate(STATE_NAMES) if name.startswith("target_"))
 TRANSLATION_STEP = 0.02  # metres per control step at action 1
 YAW_STEP = 0.1  # radians per control step at action 1
 WORKSPACE_LOW, WORKSPACE_HIGH = (-0.2, -0.2, 0.012, -1.8), (0.2, 0.2, 0.2, 1.8)
