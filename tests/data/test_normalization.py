@@ -58,6 +58,23 @@ def test_a_constant_dim_becomes_zero_and_comes_back():
         np.testing.assert_allclose(normalizer.unnormalize_actions(normalized), values, atol=1e-5)
 
 
+@pytest.mark.parametrize("mode", ["quantile", "z_score", "none"])
+def test_a_hidden_dim_is_zero_whatever_it_holds_and_the_others_stay(mode):
+    values = np.random.default_rng(0).normal(5, 3, (50, 3)).astype(np.float32)
+    statistics = statistics_of(values, values)
+    open_, hidden = (
+        Normalizer.create(statistics, NormalizationConfig(mode, raw_state_dims=(2,), hidden_state_dims=dims))
+        for dims in ((), (1, 2))
+    )
+    for normalize in (hidden.normalize_state, jax.jit(hidden.normalize_state)):
+        seen = np.asarray(normalize(values))
+        assert not seen[:, 1:].any() and np.isfinite(seen).all()
+        np.testing.assert_allclose(seen[:, 0], open_.normalize_state(values)[:, 0], rtol=1e-6)
+    np.testing.assert_array_equal(hidden.normalize_actions(values), open_.normalize_actions(values))
+    with pytest.raises(ConfigError, match="hidden_state_dims"):
+        Normalizer.create(statistics, NormalizationConfig(hidden_state_dims=(3,)))
+
+
 def test_numpy_and_traced_arrays_agree_at_any_rank():
     values = np.random.default_rng(1).normal(size=(64, 4)).astype(np.float32)
     normalizer = Normalizer.create(statistics_of(values, values))
