@@ -25,11 +25,11 @@ import tensorflow_datasets as tfds
 from jaxtyping import Float
 
 from vla_jax.core import errors
-from vla_jax.data import kept_frames
 from vla_jax.data.formats.episodes import EpisodeDataset
 from vla_jax.data.formats.features import Episode
 from vla_jax.data.formats.rlds import RldsDataset
 from vla_jax.data.formats.rlds_writer import RldsWriter
+from vla_jax.data.samples import kept_frames
 from vla_jax.data.schema import DatasetConfig
 
 CONTROL_HZ = 5

@@ -19,8 +19,8 @@ import tensorflow_datasets as tfds
 from jaxtyping import Bool, Float, Int64
 
 from vla_jax.core import errors
-from vla_jax.data import kept_frames
 from vla_jax.data.formats.episodes import EpisodeDataset
+from vla_jax.data.samples import kept_frames
 from vla_jax.data.schema import DatasetConfig
 
 DATASET_NAME, VERSION = "droid", "1.0.1"

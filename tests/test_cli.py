@@ -11,10 +11,10 @@ from tests.data.memory_set import clean_set, write_rlds
 from tests.data_pipelines.test_tabletop import Line, go_right
 from vla_jax import cli
 from vla_jax.data.formats.rlds import RldsDataset
-from vla_jax.data.image_cache import ImageCache
 from vla_jax.data.normalization import Statistics
 from vla_jax.data.open import open_dataset
-from vla_jax.data.pictures import open_pictures
+from vla_jax.data.pictures.image_cache import ImageCache
+from vla_jax.data.pictures.sources import open_pictures
 from vla_jax.data.schema import DatasetConfig
 
 RECIPE = """

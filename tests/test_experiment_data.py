@@ -13,9 +13,9 @@ from recipes import tabletop_demo
 from tests.data.memory_set import clean_set, write_rlds
 from vla_jax import experiment
 from vla_jax.core.errors import CheckpointError, ConfigError
-from vla_jax.data.augment import AugmentConfig
 from vla_jax.data.demonstrations import compute_statistics
 from vla_jax.data.normalization import Normalizer
+from vla_jax.data.pictures.augment import AugmentConfig
 from vla_jax.data.schema import DatasetConfig
 from vla_jax.learners.imitation import Imitation
 from vla_jax.training import checkpoints, sharding, step, trained

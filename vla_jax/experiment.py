@@ -14,9 +14,9 @@ import jax
 from vla_jax.core import errors
 from vla_jax.core.types import Params
 from vla_jax.data import normalization
-from vla_jax.data.augment import augment_batch
 from vla_jax.data.demonstrations import compute_statistics
 from vla_jax.data.loader import Loader
+from vla_jax.data.pictures.augment import augment_batch
 from vla_jax.envs.base import Env, EnvSpec
 from vla_jax.envs.libero import LiberoTasks
 from vla_jax.envs.mjx.tabletop import TabletopConfig

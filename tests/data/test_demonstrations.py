@@ -8,11 +8,14 @@ import pytest
 from tests.data import rich_rlds
 from tests.data.rich_rlds import SIZE, TEXTS, level
 from vla_jax.core.errors import ConfigError, DataError
-from vla_jax.data import draws, image_cache, kept_frames, pictures, splits, statistics
+from vla_jax.data import statistics
 from vla_jax.data.demonstrations import DemonstrationDataset, compute_statistics, open_dataset, select
 from vla_jax.data.formats.faults import FaultPolicy
-from vla_jax.data.goals import GoalConfig
 from vla_jax.data.normalization import NormalizationConfig, Normalizer
+from vla_jax.data.pictures import image_cache
+from vla_jax.data.pictures import sources as pictures
+from vla_jax.data.samples import draws, kept_frames, splits
+from vla_jax.data.samples.goals import GoalConfig
 from vla_jax.data.schema import DatasetConfig
 
 RAW = NormalizationConfig(mode="none")

@@ -14,7 +14,7 @@ from vla_jax.data.demonstrations import DemonstrationDataset, compute_statistics
 from vla_jax.data.formats.rlds import RldsDataset
 from vla_jax.data.loader import Loader
 from vla_jax.data.normalization import NormalizationConfig, Normalizer
-from vla_jax.data.order import GlobalOrder
+from vla_jax.data.samples.order import GlobalOrder
 from vla_jax.data.schema import DatasetConfig
 
 NUM_FRAMES = sum(LENGTHS)

@@ -38,7 +38,7 @@ def test_impossible_values_are_refused(changes, message):
 
 
 def test_a_config_with_everything_survives_json():
-    from vla_jax.data.goals import GoalConfig
+    from vla_jax.data.samples.goals import GoalConfig
     from vla_jax.data.schema import TransitionConfig
 
     config = make_config(

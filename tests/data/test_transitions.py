@@ -12,9 +12,9 @@ from hypothesis.extra import numpy as arrays
 from vla_jax.core.errors import ConfigError, DataError
 from vla_jax.core.types import Transitions
 from vla_jax.data.demonstrations import compute_statistics
-from vla_jax.data.goals import GoalConfig
 from vla_jax.data.loader import Loader
 from vla_jax.data.normalization import NormalizationConfig, Normalizer
+from vla_jax.data.samples.goals import GoalConfig
 from vla_jax.data.schema import DatasetConfig, TransitionConfig
 from vla_jax.data.transitions import TransitionDataset, n_step_return
 from vla_jax.losses.td import chunk_return

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from data_pipelines import bridge
 from tests.data.real_sets import BRIDGE, needs_bridge
 from vla_jax.core import errors
-from vla_jax.data import kept_frames
 from vla_jax.data.demonstrations import compute_statistics
 from vla_jax.data.formats.features import Episode, demonstration_flags, episode_features
 from vla_jax.data.formats.rlds import RldsDataset
 from vla_jax.data.formats.rlds_writer import RldsWriter
+from vla_jax.data.samples import kept_frames
 
 
 @pytest.fixture(autouse=True)

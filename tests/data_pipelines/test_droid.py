@@ -8,11 +8,12 @@ from hypothesis import strategies as st
 from data_pipelines import droid
 from data_pipelines.droid_synthetic import DroidSyntheticConfig, generate
 from vla_jax.core import errors
-from vla_jax.data import kept_frames, schema
+from vla_jax.data import schema
 from vla_jax.data.demonstrations import compute_statistics
 from vla_jax.data.formats.rlds import RldsDataset
 from vla_jax.data.loader import Loader
 from vla_jax.data.normalization import NormalizationConfig, Normalizer
+from vla_jax.data.samples import kept_frames
 
 
 def commands(is_moving: list[bool]) -> np.ndarray:

@@ -9,10 +9,10 @@ import tyro
 
 from data_pipelines import replays
 from vla_jax.data.embodiments import embodiment
-from vla_jax.data.layout import read_layout
 from vla_jax.data.lint import declared as declaring
 from vla_jax.data.lint.checks import lint as run_lint
 from vla_jax.data.lint.settings import Declared, LintConfig
+from vla_jax.data.look.layout import read_layout
 from vla_jax.data.open import open_dataset
 
 

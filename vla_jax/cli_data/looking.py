@@ -11,13 +11,13 @@ import tyro
 from rich.table import Table
 
 from vla_jax.core import progress
-from vla_jax.data import inspect as inspection
 from vla_jax.data import statistics
-from vla_jax.data import view as viewing
 from vla_jax.data.formats.episodes import EpisodeDataset
 from vla_jax.data.formats.rlds import RldsDataset
-from vla_jax.data.layout import read_layout
 from vla_jax.data.lint.sample import vectors
+from vla_jax.data.look import inspect as inspection
+from vla_jax.data.look import view as viewing
+from vla_jax.data.look.layout import read_layout
 from vla_jax.data.normalization import FieldStatistics, Statistics
 from vla_jax.data.open import open_dataset
 from vla_jax.evaluation.dataset_quality import QualityCard, quality_card

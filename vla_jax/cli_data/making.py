@@ -9,11 +9,12 @@ import tyro
 
 from data_pipelines import lerobot, tabletop
 from vla_jax.core import errors, progress
-from vla_jax.data import image_cache, pictures
-from vla_jax.data import inspect as inspection
-from vla_jax.data.layout import read_layout
+from vla_jax.data.look import inspect as inspection
+from vla_jax.data.look.layout import read_layout
 from vla_jax.data.open import open_dataset
-from vla_jax.data.resize import Fit
+from vla_jax.data.pictures import image_cache
+from vla_jax.data.pictures import sources as pictures
+from vla_jax.data.pictures.resize import Fit
 from vla_jax.data.schema import DatasetConfig
 
 

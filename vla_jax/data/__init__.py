@@ -1,6 +1,6 @@
 """Records on disk become typed batches: RLDS, LeRobot, windows, normalization, the loader, replay buffers.
 
-formats.rlds_writer, formats.features       episodes -> a dataset that plain TFDS reads
+formats.rlds_writer, formats.features          episodes -> a dataset that plain TFDS reads
 open.open_dataset                              a folder -> a split in place, RLDS or LeRobot
 formats.rlds.RldsDataset                       a split in place: columns, texts, pictures
 formats.lerobot.LeRobotDataset                 the same from parquet and videos
@@ -9,12 +9,12 @@ schema.DatasetConfig                           which feature is which part of an
 demonstrations.compute_statistics              columns -> normalization.Statistics
 normalization.Normalizer                       physical units <-> what a network sees
 action_kinds.convert, invert                   recorded actions <-> movements or targets
-sampling.FrameSelection, goals.draw_goals      which frames are samples, which later ones are goals
-order.GlobalOrder, mixture.mixture_weights     position in the stream -> dataset and sample
+samples.selection, samples.goals               which frames are samples, which later ones are goals
+samples.order, samples.mixture                 position in the stream -> dataset and sample
 loader.Loader                                  datasets -> the same endless stream of Demonstrations or Transitions
-image_cache.build                              pictures transcoded once to the training resolution
-augment.augment_batch                          random changes of pictures, inside the jit
+pictures.image_cache                           pictures transcoded once to the training resolution
+pictures.augment                               random changes of pictures, inside the jit
 statistics.Summary                             columns in one pass -> statistics that merge
-inspect.inspect, view.write_page               what is in a dataset, for people
+look.inspect, look.view                        what is in a dataset, for people
 lint.checks.lint                               what is wrong with it
 """

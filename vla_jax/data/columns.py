@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
-from vla_jax.data import action_kinds, windows
+from vla_jax.data import action_kinds
 from vla_jax.data.formats.episodes import EpisodeDataset
+from vla_jax.data.samples import windows
 from vla_jax.data.schema import DatasetConfig
 
 

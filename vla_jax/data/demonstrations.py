@@ -11,13 +11,15 @@ from jaxtyping import Bool, Float32, Int64, UInt64
 
 from vla_jax.core import errors
 from vla_jax.core.types import Demonstrations
-from vla_jax.data import action_kinds, columns, draws, goals, sampling, schema, statistics, windows
+from vla_jax.data import action_kinds, columns, schema, statistics
 from vla_jax.data import open as formats
 from vla_jax.data.formats.episodes import EpisodeDataset
 from vla_jax.data.formats.faults import FaultPolicy
 from vla_jax.data.normalization import Normalizer, Statistics
 from vla_jax.data.observations import ObservationReader, Tokenizer
-from vla_jax.data.sampling import FrameSelection
+from vla_jax.data.samples import draws, goals, windows
+from vla_jax.data.samples import selection as sampling
+from vla_jax.data.samples.selection import FrameSelection
 from vla_jax.data.schema import DatasetConfig
 from vla_jax.data.statistics import CHUNK_FRAMES, Summary
 

@@ -23,15 +23,15 @@ import numpy as np
 
 from vla_jax.core import errors
 from vla_jax.core.types import Demonstrations, Transitions
-from vla_jax.data import draws
 from vla_jax.data.demonstrations import DEFAULT_IMAGE_CACHE_BYTES, DemonstrationDataset, FrameDataset
 from vla_jax.data.formats.faults import Fault, FaultPolicy
-from vla_jax.data.mixture import mixture_weights
 from vla_jax.data.normalization import Normalizer
 from vla_jax.data.observations import Tokenizer
-from vla_jax.data.order import GlobalOrder
+from vla_jax.data.samples import draws
+from vla_jax.data.samples.mixture import mixture_weights
+from vla_jax.data.samples.order import GlobalOrder
+from vla_jax.data.samples.splits import Subset
 from vla_jax.data.schema import DatasetConfig
-from vla_jax.data.splits import Subset
 from vla_jax.data.transitions import TransitionDataset
 
 PREFETCH = 2  # batches begun ahead of the one asked for

@@ -6,11 +6,12 @@ import numpy as np
 from jaxtyping import Bool, Int, Int64, UInt64
 
 from vla_jax.core.types import Observation
-from vla_jax.data import columns, draws, windows
-from vla_jax.data.buffers import BufferPool
+from vla_jax.data import columns
 from vla_jax.data.formats.episodes import EpisodeDataset
 from vla_jax.data.normalization import Normalizer
-from vla_jax.data.pictures import open_pictures
+from vla_jax.data.pictures.buffers import BufferPool
+from vla_jax.data.pictures.sources import open_pictures
+from vla_jax.data.samples import draws, windows
 from vla_jax.data.schema import DatasetConfig
 
 Tokenizer = Callable[[str], tuple[Int[np.ndarray, "l"], Bool[np.ndarray, "l"]]]  # instruction -> ids and mask

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Literal
 
 from vla_jax.core import errors
-from vla_jax.data import kept_frames
 from vla_jax.data.action_kinds import ActionKind, RelativeDims
 from vla_jax.data.formats.features import FeatureSpec
-from vla_jax.data.goals import GoalConfig
-from vla_jax.data.resize import Fit, check_size
-from vla_jax.data.sampling import SampleBy
-from vla_jax.data.splits import Subset
+from vla_jax.data.pictures.resize import Fit, check_size
+from vla_jax.data.samples import kept_frames
+from vla_jax.data.samples.goals import GoalConfig
+from vla_jax.data.samples.selection import SampleBy
+from vla_jax.data.samples.splits import Subset
 
 
 @dataclasses.dataclass(frozen=True)

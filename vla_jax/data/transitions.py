@@ -12,8 +12,9 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt64
 
 from vla_jax.core.types import Transitions
-from vla_jax.data import columns, goals, windows
+from vla_jax.data import columns
 from vla_jax.data.demonstrations import FrameDataset, is_terminal
+from vla_jax.data.samples import goals, windows
 
 
 class TransitionDataset(FrameDataset):

@@ -14,9 +14,9 @@ from flax import nnx
 
 from vla_jax.codecs import text
 from vla_jax.core import errors
-from vla_jax.data.augment import AugmentConfig
 from vla_jax.data.formats.faults import FaultPolicy
 from vla_jax.data.normalization import NormalizationConfig
+from vla_jax.data.pictures.augment import AugmentConfig
 from vla_jax.data.schema import DatasetConfig
 from vla_jax.envs.libero import LiberoTasks
 from vla_jax.envs.mjx.tabletop import TabletopConfig

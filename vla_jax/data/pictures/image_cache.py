@@ -24,7 +24,7 @@ from jaxtyping import Bool, Int64, UInt8
 from vla_jax.core import errors
 from vla_jax.data.formats import image_codec
 from vla_jax.data.formats.episodes import EpisodeDataset
-from vla_jax.data.resize import PictureSource
+from vla_jax.data.pictures.resize import PictureSource
 
 Format = Literal["raw", "jpeg"]
 _CHUNK_BYTES = 64 << 20

@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Bool, Int64, UInt64
 
 from vla_jax.core import errors
-from vla_jax.data import draws, kept_frames, splits
 from vla_jax.data.formats.episodes import EpisodeDataset
+from vla_jax.data.samples import draws, kept_frames, splits
 
 SampleBy = Literal["frame", "episode"]
 

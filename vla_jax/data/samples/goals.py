@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt64
 
 from vla_jax.core import errors
-from vla_jax.data import draws
+from vla_jax.data.samples import draws
 
 
 @dataclasses.dataclass(frozen=True)

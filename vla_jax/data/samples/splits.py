@@ -12,8 +12,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool
 
-from vla_jax.data import kept_frames
 from vla_jax.data.formats.episodes import EpisodeDataset
+from vla_jax.data.samples import kept_frames
 
 Subset = Literal["train", "validation"]
 

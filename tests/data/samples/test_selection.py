@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from tests.data.toy_rlds import LENGTHS
 from vla_jax.core.errors import DataError
-from vla_jax.data import draws, kept_frames, splits
 from vla_jax.data.formats.rlds import RldsDataset
-from vla_jax.data.sampling import FrameSelection, select
+from vla_jax.data.samples import draws, kept_frames, splits
+from vla_jax.data.samples.selection import FrameSelection, select
 
 
 @pytest.fixture(scope="module")

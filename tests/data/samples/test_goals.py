@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vla_jax.core.errors import ConfigError
-from vla_jax.data import draws
-from vla_jax.data.goals import GoalConfig, draw_goals, relabel
+from vla_jax.data.samples import draws
+from vla_jax.data.samples.goals import GoalConfig, draw_goals, relabel
 
 N = 60_000
 KEYS = draws.sample_keys(0, np.arange(N))

@@ -6,7 +6,7 @@ from PIL import Image
 
 from vla_jax.core.errors import ConfigError
 from vla_jax.core.images import average_blocks
-from vla_jax.data.resize import averaged_pictures, check_size, resize, resized_pictures
+from vla_jax.data.pictures.resize import averaged_pictures, check_size, resize, resized_pictures
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (18, 32, 3), np.uint8)
 

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vla_jax.data.windows import action_windows, future_frame, history_windows, hold_still
+from vla_jax.data.samples.windows import action_windows, future_frame, history_windows, hold_still
 
 
 def test_a_chunk_stops_at_the_end_of_its_episode():

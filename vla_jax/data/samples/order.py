@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Int32, Int64, UInt64
 
 from vla_jax.core import errors
-from vla_jax.data import draws
+from vla_jax.data.samples import draws
 
 _ROUNDS = 8
 _LARGEST_PERIOD = 1 << 16  # positions; the schedule of a mixture repeats after at most so many

@@ -8,8 +8,8 @@ import pytest
 
 from vla_jax.core.errors import ConfigError
 from vla_jax.core.types import Demonstrations, Observation, Transitions
-from vla_jax.data import augment as module
-from vla_jax.data.augment import AugmentConfig
+from vla_jax.data.pictures import augment as module
+from vla_jax.data.pictures.augment import AugmentConfig
 
 KEY = jax.random.key(0)
 augment = jax.jit(module.augment, static_argnums=2)

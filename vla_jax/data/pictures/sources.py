@@ -6,10 +6,11 @@ import numpy as np
 from jaxtyping import Bool, Int64, UInt8, UInt64
 
 from vla_jax.core import errors
-from vla_jax.data import draws, image_cache
 from vla_jax.data.formats.episodes import EpisodeDataset
-from vla_jax.data.frame_images import FrameImages, SmallPictures
-from vla_jax.data.resize import PictureSource, averaged_pictures, resized_pictures
+from vla_jax.data.pictures import image_cache
+from vla_jax.data.pictures.frame_images import FrameImages, SmallPictures
+from vla_jax.data.pictures.resize import PictureSource, averaged_pictures, resized_pictures
+from vla_jax.data.samples import draws
 from vla_jax.data.schema import DatasetConfig
 
 

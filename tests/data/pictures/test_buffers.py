@@ -7,7 +7,7 @@ import tracemalloc
 import jax
 import numpy as np
 
-from vla_jax.data.buffers import BufferPool
+from vla_jax.data.pictures.buffers import BufferPool
 
 
 def address(array: np.ndarray) -> int:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.data.memory_set import clean_set
 from vla_jax.core import errors
-from vla_jax.data import view
+from vla_jax.data.look import view
 
 
 class Balanced(HTMLParser):

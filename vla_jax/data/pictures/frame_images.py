@@ -6,7 +6,7 @@ from jaxtyping import Bool, Int64, UInt8
 from vla_jax.core import errors
 from vla_jax.data.formats.episodes import EpisodeDataset
 from vla_jax.data.formats.rlds import RldsDataset
-from vla_jax.data.resize import PictureSource
+from vla_jax.data.pictures.resize import PictureSource
 
 Pictures = UInt8[np.ndarray, "n height width 3"]
 

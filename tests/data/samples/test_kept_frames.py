@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from tensorflow_datasets.core.features import Scalar, Text
 
 from vla_jax.core import errors
-from vla_jax.data import kept_frames
 from vla_jax.data.formats.features import Episode, demonstration_flags, episode_features
 from vla_jax.data.formats.rlds import RldsDataset
 from vla_jax.data.formats.rlds_writer import RldsWriter
+from vla_jax.data.samples import kept_frames
 
 # tests/data/toy_rlds.py: episodes of 5, 1, 7 and 3 steps with file_path "file 0" to "file 3" and no recording folder.
 

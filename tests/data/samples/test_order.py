@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vla_jax.core.errors import ConfigError
-from vla_jax.data.order import GlobalOrder
+from vla_jax.data.samples.order import GlobalOrder
 
 SEEDS = st.integers(0, 2**32 - 1)
 

@@ -8,7 +8,7 @@ from tests.data.memory_set import clean_set
 from tests.data.toy_rlds import LENGTHS
 from vla_jax.data.formats.faults import Fault
 from vla_jax.data.formats.rlds import RldsDataset
-from vla_jax.data.inspect import Report, contact_sheet, inspect, report_split, statistics_table
+from vla_jax.data.look.inspect import Report, contact_sheet, inspect, report_split, statistics_table
 from vla_jax.data.normalization import FieldStatistics, Statistics
 
 

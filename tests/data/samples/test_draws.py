@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vla_jax.data import draws
+from vla_jax.data.samples import draws
 
 
 def test_the_mixer_is_splitmix64():

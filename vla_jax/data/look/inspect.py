@@ -14,7 +14,7 @@ from vla_jax.data import statistics
 from vla_jax.data.formats.episodes import EpisodeDataset
 from vla_jax.data.formats.faults import Fault
 from vla_jax.data.formats.features import FeatureSpec
-from vla_jax.data.layout import read_layout
+from vla_jax.data.look.layout import read_layout
 from vla_jax.data.normalization import FieldStatistics, Statistics
 from vla_jax.data.open import open_dataset
 

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vla_jax.core.errors import ConfigError
-from vla_jax.data.mixture import mixture_weights
+from vla_jax.data.samples.mixture import mixture_weights
 
 
 def test_without_weights_sizes_decide():

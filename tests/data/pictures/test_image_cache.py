@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 
 from vla_jax.core.errors import ConfigError, DataError
-from vla_jax.data import image_cache
 from vla_jax.data.formats.rlds import RldsDataset
-from vla_jax.data.image_cache import ImageCache, build
-from vla_jax.data.resize import resized_pictures
+from vla_jax.data.pictures import image_cache
+from vla_jax.data.pictures.image_cache import ImageCache, build
+from vla_jax.data.pictures.resize import resized_pictures
 
 NAMES = ("observation/front", "observation/wrist")
 SIZE = (6, 6, "crop")

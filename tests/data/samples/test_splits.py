@@ -3,8 +3,8 @@ import hashlib
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vla_jax.data import splits
 from vla_jax.data.formats.rlds import RldsDataset
+from vla_jax.data.samples import splits
 
 KEYS = [f"episode {i}" for i in range(2000)]
 

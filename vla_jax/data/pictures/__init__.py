@@ -1,0 +1,1 @@
+"""Pictures between a set of episodes and a batch: decoded, resized, cached, augmented."""

@@ -1,0 +1,1 @@
+"""Which frames become samples, in which order, and what is drawn for each."""
