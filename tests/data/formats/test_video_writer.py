@@ -1,3 +1,5 @@
+import os
+
 import av
 import numpy as np
 import pytest
@@ -27,6 +29,18 @@ def test_clips_say_where_the_pictures_are(tmp_path, codec):
         packets = [packet for packet in container.demux(video=0) if packet.dts is not None]
         assert [p.is_keyframe for p in packets] == [i % 3 == 0 for i in range(14)]
         np.testing.assert_allclose([float(p.pts * p.time_base) for p in packets], np.arange(14) / 10)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="threads have no scheduling policy here")
+def test_no_thread_is_left_with_real_time_priority(tmp_path):
+    """SVT-AV1 asks for it where it may, as root; a test process with it starved all others once."""
+    files = VideoFiles(lambda number: tmp_path / f"{number}.mp4", SHAPE, 10.0, VideoConfig("av1"))
+    for number in range(2):
+        files.write(pictures(8, seed=number))
+        policies = {os.sched_getscheduler(int(thread)) for thread in os.listdir("/proc/self/task")}
+        assert policies == {os.SCHED_OTHER}
+    files.close()
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
 
 
 def test_a_full_file_is_followed_by_the_next(tmp_path):

@@ -5,6 +5,8 @@ from fractions import Fraction
 import av
 import numpy as np
 
+from vla_jax.data.formats.video_writer import ordinary_priority
+
 HEIGHT, WIDTH, RATE = 48, 64, 30
 
 
@@ -21,6 +23,8 @@ def write_video(path, frames, codec="libx264", keyframe_interval=10, b_frames=0,
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt, stream.gop_size = "yuv420p", keyframe_interval
         stream.codec_context.time_base = Fraction(1, rate)
+        with ordinary_priority():
+            stream.codec_context.open()
         for number, picture in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             frame.pts, frame.time_base = number, Fraction(1, rate)

@@ -1,7 +1,9 @@
 """Pictures of many episodes encoded into video files of a limited size, one episode after the other in each."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Literal
@@ -103,7 +105,34 @@ class VideoFiles:
         self._stream.pix_fmt = "yuv420p"
         self._stream.gop_size = self._config.keyframe_interval
         self._stream.codec_context.time_base = 1 / self._rate
+        with ordinary_priority():
+            self._stream.codec_context.open()
 
     def _mux(self, packets: list) -> None:
         self._bytes += sum(packet.size for packet in packets)
         self._container.mux(packets)
+
+
+@contextlib.contextmanager
+def ordinary_priority() -> Iterator[None]:
+    """Around the opening of an encoder: every thread of this process keeps the scheduling it had, and new ones get it.
+
+    SVT-AV1, run by root, gives the calling thread and its own the highest real-time priority and leaves it at that.
+    Other threads then get no turn while that one has something to do, for ever where it spins until they did theirs.
+    """
+    if not hasattr(os, "sched_getscheduler"):  # not Linux: nothing to undo
+        yield
+        return
+    policy, priority = os.sched_getscheduler(0), os.sched_getparam(0)
+    before = {thread: os.sched_getscheduler(thread) for thread in _threads()}
+    try:
+        yield
+    finally:
+        for thread in _threads():
+            with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
+                if os.sched_getscheduler(thread) != before.get(thread, policy):
+                    os.sched_setscheduler(thread, policy, priority)
+
+
+def _threads() -> list[int]:
+    return [int(name) for name in os.listdir("/proc/self/task")]
