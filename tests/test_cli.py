@@ -13,8 +13,8 @@ from vla_jax import cli
 from vla_jax.data.formats.rlds import RldsDataset
 from vla_jax.data.normalization import Statistics
 from vla_jax.data.open import open_dataset
+from vla_jax.data.picture_sources import open_pictures
 from vla_jax.data.pictures.image_cache import ImageCache
-from vla_jax.data.pictures.sources import open_pictures
 from vla_jax.data.schema import DatasetConfig
 
 RECIPE = """

@@ -24,8 +24,8 @@ from vla_jax.data.demonstrations import compute_statistics, open_dataset
 from vla_jax.data.formats.rlds import RldsDataset
 from vla_jax.data.loader import Loader
 from vla_jax.data.normalization import Normalizer
+from vla_jax.data.picture_sources import cache_identity, sized_pictures
 from vla_jax.data.pictures import image_cache
-from vla_jax.data.pictures.sources import cache_identity, sized_pictures
 
 _TOKENS = 48
 _CAMERAS = tuple(f"observation/{name}" for name in (*droid.EXTERIOR_CAMERAS, droid.WRIST_CAMERA))

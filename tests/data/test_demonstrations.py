@@ -8,12 +8,11 @@ import pytest
 from tests.data import rich_rlds
 from tests.data.rich_rlds import SIZE, TEXTS, level
 from vla_jax.core.errors import ConfigError, DataError
-from vla_jax.data import statistics
+from vla_jax.data import picture_sources, statistics
 from vla_jax.data.demonstrations import DemonstrationDataset, compute_statistics, open_dataset, select
 from vla_jax.data.formats.faults import FaultPolicy
 from vla_jax.data.normalization import NormalizationConfig, Normalizer
 from vla_jax.data.pictures import image_cache
-from vla_jax.data.pictures import sources as pictures
 from vla_jax.data.samples import draws, kept_frames, splits
 from vla_jax.data.samples.goals import GoalConfig
 from vla_jax.data.schema import DatasetConfig
@@ -154,8 +153,8 @@ def test_a_cache_replaces_the_stored_pictures(rich_folder, tmp_path, format):
     config = make_config(rich_folder, resize=(6, 6, "crop"), image_cache=str(tmp_path / "cache"))
     rlds = open_dataset(config)
     names = [name for names in config.camera_names.values() for name in names]
-    sized = pictures.sized_pictures(rlds, config)
-    image_cache.build(sized, names, tmp_path / "cache", pictures.cache_identity(rlds, config), format=format)
+    sized = picture_sources.sized_pictures(rlds, config)
+    image_cache.build(sized, names, tmp_path / "cache", picture_sources.cache_identity(rlds, config), format=format)
     options = {"image_cache_bytes": 0}
     cached = make_dataset(rich_folder, resize=(6, 6, "crop"), image_cache=str(tmp_path / "cache"), options=options)
     decoded = make_dataset(rich_folder, resize=(6, 6, "crop"), options=options)

@@ -9,11 +9,11 @@ import tyro
 
 from data_pipelines import lerobot, tabletop
 from vla_jax.core import errors, progress
+from vla_jax.data import picture_sources
 from vla_jax.data.look import inspect as inspection
 from vla_jax.data.look.layout import read_layout
 from vla_jax.data.open import open_dataset
 from vla_jax.data.pictures import image_cache
-from vla_jax.data.pictures import sources as pictures
 from vla_jax.data.pictures.resize import Fit
 from vla_jax.data.schema import DatasetConfig
 
@@ -105,10 +105,10 @@ def cache(arguments: list[str], console: rich.console.Console) -> None:
     with progress.bar(console) as shown:
         bar = shown.add_task("pictures", total=None)
         made = image_cache.build(
-            pictures.sized_pictures(dataset, config),
+            picture_sources.sized_pictures(dataset, config),
             names,
             options.out,
-            pictures.cache_identity(dataset, config),
+            picture_sources.cache_identity(dataset, config),
             format=options.format,
             num_threads=options.threads,
             progress=lambda done, total: shown.update(bar, completed=done, total=total),

@@ -9,8 +9,8 @@ from vla_jax.core.types import Observation
 from vla_jax.data import columns
 from vla_jax.data.formats.episodes import EpisodeDataset
 from vla_jax.data.normalization import Normalizer
+from vla_jax.data.picture_sources import open_pictures
 from vla_jax.data.pictures.buffers import BufferPool
-from vla_jax.data.pictures.sources import open_pictures
 from vla_jax.data.samples import draws, windows
 from vla_jax.data.schema import DatasetConfig
 

@@ -10,8 +10,8 @@ from vla_jax.core import images
 from vla_jax.core.errors import ConfigError
 from vla_jax.data.formats import image_codec
 from vla_jax.data.formats.rlds import RldsDataset
+from vla_jax.data.picture_sources import sized_pictures
 from vla_jax.data.pictures.frame_images import FrameImages, SmallPictures
-from vla_jax.data.pictures.sources import sized_pictures
 from vla_jax.data.schema import DatasetConfig
 
 TOTAL = sum(LENGTHS)
