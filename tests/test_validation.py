@@ -10,6 +10,7 @@ from recipes import tabletop_demo
 from tests.data.memory_set import clean_set, write_rlds
 from vla_jax import experiment
 from vla_jax.data.demonstrations import DemonstrationDataset
+from vla_jax.data.normalization import NormalizationConfig
 from vla_jax.data.schema import DatasetConfig
 from vla_jax.training import trained
 
@@ -28,7 +29,7 @@ def recipe(tmp_path, monkeypatch):
     return dataclasses.replace(
         demo,
         policy=dataclasses.replace(demo.policy, backbone=backbone, decoder=decoder),
-        data=dataclasses.replace(demo.data, datasets=(dataset,)),
+        data=dataclasses.replace(demo.data, datasets=(dataset,), normalization=NormalizationConfig()),
     )
 
 

@@ -106,7 +106,9 @@ def test_pictures_may_come_one_by_one(tmp_path, kept):
     streamed = [Episode(steps, EPISODES[2].metadata)]
     found = LeRobotDataset(write_v3(tmp_path / "streamed", kept, episodes=streamed)).episode(0)
     expected = LeRobotDataset(write_v3(tmp_path / "whole", kept, episodes=EPISODES[2:3])).episode(0)
-    np.testing.assert_array_equal(found.steps["observation/front"], expected.steps["observation/front"])
+    difference = found.steps["observation/front"].astype(int) - expected.steps["observation/front"]
+    # An encoder with threads of its own need not give the same bytes twice.
+    assert np.abs(difference).mean() < 0.1 if kept == "video" else not difference.any()
 
 
 def test_an_interrupted_write_leaves_nothing_and_does_not_stand_in_the_way(tmp_path):
