@@ -15,8 +15,10 @@ test: install  ## every test; no GPU, no network, no display needed
 lint: install
 	$(RUN)/ruff check . && $(RUN)/ruff format --check . && $(RUN)/lint-imports
 
-benchmark: install  ## speed of the simulator against its peers, in one process run
-	$(RUN)/python benchmarks/envs.py --json results/benchmark_envs.json
+benchmark: install  ## simulator, statistics and loader against their peers, whose own environments it makes
+	$(RUN)/python benchmarks/envs.py --json results/benchmarks/envs.json
+	$(RUN)/python benchmarks/data_statistics.py --json results/benchmarks/data_statistics.json
+	$(RUN)/python benchmarks/loader.py --json results/benchmarks/loader.json
 
 reproduce: install  ## hours: every number in results/ that is not the demo's
 	scripts/reproduce.sh

@@ -4,7 +4,7 @@
     vla-jax train recipes/tabletop_vla.py --run runs/tabletop_vla/train
     vla-jax eval runs/tabletop_vla/train
 
-`quick` is a size for two CPU cores. It has not been trained to its end yet: docs/demo.md has no number for it.
+`quick` is a size for two CPU cores: half an hour. What it reaches, far from what it should, is in docs/demo.md.
 """
 
 import dataclasses

@@ -10,7 +10,7 @@ demo() { # three seeds of four arms, half an hour each
   "$bin/vla-jax" table demo
 }
 
-tabletop_vla() { # the transformer on the whole suite, an hour
+tabletop_vla() { # the transformer on the whole suite, an hour with the demonstrations
   "$bin/vla-jax" data generate --out runs/tabletop_vla/data/1.0.0 --tasks push lift place stack --episodes-per-task 500
   "$bin/vla-jax" train recipes/tabletop_vla.py --run runs/tabletop_vla/train
   "$bin/vla-jax" eval runs/tabletop_vla/train --table tabletop_vla --run seed0 --row transformer
