@@ -84,7 +84,8 @@ def measure(make_batches: Callable[[], Iterator[Batch]], batch_size: int, warmup
     cpu, wall = cpu_seconds(), time.perf_counter()
     for _ in range(batches):
         batch = next(stream)
-    cpu, wall = cpu_seconds() - cpu, time.perf_counter() - wall
+    # At least one tick, the clock's resolution: a few small batches may fall between two.
+    cpu, wall = max(cpu_seconds() - cpu, 1 / _TICKS), time.perf_counter() - wall
     memory.stop()
     frames = batches * batch_size
     return {
