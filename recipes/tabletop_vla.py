@@ -37,7 +37,7 @@ def quick(seed: int = 0) -> Recipe:
     )
     vision = dataclasses.replace(backbone.vision, patch_size=8, mixed_tokens=4)
     backbone = dataclasses.replace(backbone, vision=vision)
-    # Times near the noise, where the observation has to say what the noisy actions do not tell: twice as fast to learn.
+    # Times near the noise, where the observation has to say what the noisy actions do not tell: it looks sooner.
     decoder = FlowConfig(ACTION_HORIZON, len(ACTION_NAMES), time_distribution="pi0", loss_samples=4, clip_actions=True)
     steps = 8_000
     dataset = DatasetConfig(

@@ -35,8 +35,7 @@ def scan_layers(
     """`lax.scan` of `step(carry, layers, x) -> (carry, y)`, where `layers` holds one layer of every stack.
 
     `unroll` writes the layers out as a Python loop: faster for a few small layers, slower to compile for many. (A scan,
-    even an unrolled one, stacks every layer's residuals for the gradient; measured on a CPU core, three layers of width
-    128 took 3.5 times as long.) `remat` keeps only each layer's input for the gradient.
+    even an unrolled one, stacks every layer's residuals for the gradient.) `remat` keeps only each layer's input.
     """
     graphs, states = zip(*(nnx.split(module) for module in stacks), strict=True)
 
