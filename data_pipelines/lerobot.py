@@ -19,7 +19,7 @@ import tensorflow_datasets as tfds
 from vla_jax.core import errors
 from vla_jax.data.formats import features as rlds_features
 from vla_jax.data.formats import image_codec
-from vla_jax.data.formats.episodes import EpisodeDataset
+from vla_jax.data.formats.episodes import EpisodeDataset, assemble
 from vla_jax.data.formats.faults import SKIP_AND_COUNT, FaultPolicy
 from vla_jax.data.formats.rlds import RldsDataset
 from vla_jax.data.formats.rlds_writer import FileFormat, RldsWriter
@@ -112,7 +112,7 @@ def rlds_to_lerobot(
                 damaged.append(dataset.describe_frame(int(dataset.episode_starts[i])))
             else:
                 pictures = {name: _pictures(dataset, name, i, options.pictures) for name in _cameras(specs)}
-                episode = _episode(dataset, specs, i, pictures)
+                episode = assemble(dataset, specs, i, pictures)
                 writer.write(episode)
                 num_frames += _length(dataset, i)
             if progress is not None:
@@ -149,7 +149,7 @@ def lerobot_to_rlds(
             if any(pictures is None for pictures in encoded.values()):
                 damaged.append(dataset.describe_frame(int(dataset.episode_starts[i])))
             else:
-                episode = _episode(dataset, specs, i, encoded)
+                episode = assemble(dataset, specs, i, encoded)
                 length = _length(dataset, i)
                 steps = {**episode.steps, **_missing_flags(specs, length, options.successful)}
                 writer.write(Episode(steps, episode.metadata))
@@ -188,25 +188,6 @@ def _cameras(specs: Mapping[str, FeatureSpec]) -> list[str]:
 
 def _length(dataset: EpisodeDataset, i: int) -> int:
     return int(dataset.episode_starts[i + 1] - dataset.episode_starts[i])
-
-
-def _episode(dataset: EpisodeDataset, specs: Mapping[str, FeatureSpec], i: int, pictures: Mapping[str, Any]) -> Episode:
-    start, stop = map(int, dataset.episode_starts[i : i + 2])
-    steps, metadata = dict(pictures), {}
-    for name, spec in specs.items():
-        if spec.kind == "image":
-            continue
-        rows = slice(start, stop) if spec.is_step else slice(i, i + 1)
-        if spec.kind == "text":
-            texts = dataset.texts(name)
-            value = [texts[k] for k in dataset.text_ids(name)[rows]]
-        else:
-            value = np.asarray(dataset.columns[name][rows])
-        if spec.is_step:
-            steps[name] = value
-        else:
-            metadata[name] = value[0]
-    return Episode(steps, metadata)
 
 
 def _decoded(dataset: EpisodeDataset, name: str, i: int) -> Iterator[tuple[np.ndarray, bool]]:

@@ -2,8 +2,8 @@
 
 Two departures make it learn from scratch in CPU minutes. The "merge" stem goes from small patches to large ones by
 joining 2x2 neighbours, as Swin does (arXiv 2103.14030, section 3.1): matrix products only, which a CPU runs faster
-than convolutions. And `mixed_tokens` reads the whole grid into a few tokens by one linear map, as MLP-Mixer mixes places
-(arXiv 2105.01601): where a thing is need not be found by attention, which takes thousands of steps.
+than convolutions. And `mixed_tokens` reads the whole grid into a few tokens by one linear map, as MLP-Mixer mixes
+places (arXiv 2105.01601): where a thing is need not be found by attention, which takes thousands of steps.
 """
 
 import dataclasses

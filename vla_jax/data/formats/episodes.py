@@ -1,13 +1,13 @@
 """What the pipeline asks of a set of episodes, whatever its format: columns in memory maps, pictures on demand."""
 
 from collections.abc import Mapping
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Int64, UInt8
 
 from vla_jax.data.formats.faults import FaultLog
-from vla_jax.data.formats.features import FeatureSpec
+from vla_jax.data.formats.specs import Episode, FeatureSpec
 
 
 @runtime_checkable
@@ -71,3 +71,23 @@ class EpisodeDataset(Protocol):
         """Decode the pictures of these frames into the rows of `out`; False where one is absent, or damaged (the fault
         is logged). Its row is black. Raises DataError when `faults` does not tolerate it."""
         ...
+
+
+def assemble(dataset: EpisodeDataset, specs: Mapping[str, FeatureSpec], i: int, pictures: Mapping[str, Any]) -> Episode:
+    """Episode `i` with the numbers and texts of `specs`; the pictures of its steps are given, by name."""
+    start, stop = map(int, dataset.episode_starts[i : i + 2])
+    steps, metadata = dict(pictures), {}
+    for name, spec in specs.items():
+        if spec.kind == "image":
+            continue
+        rows = slice(start, stop) if spec.is_step else slice(i, i + 1)
+        if spec.kind == "text":
+            texts = dataset.texts(name)
+            value = [texts[k] for k in dataset.text_ids(name)[rows]]
+        else:
+            value = np.array(dataset.columns[name][rows])
+        if spec.is_step:
+            steps[name] = value
+        else:
+            metadata[name] = value[0]
+    return Episode(steps, metadata)

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Int64, UInt8
 
 from vla_jax.core import errors
 from vla_jax.data.formats import image_codec, lerobot_meta, lerobot_tables
+from vla_jax.data.formats.episodes import assemble
 from vla_jax.data.formats.faults import SKIP_AND_COUNT, Fault, FaultLog, FaultPolicy
 from vla_jax.data.formats.indexed import IndexedEpisodes
 from vla_jax.data.formats.lerobot_extra import pa, pq
@@ -112,22 +113,12 @@ class LeRobotDataset(IndexedEpisodes):
         """Episode `i` with every indexed feature, images decoded, texts as strings."""
         if not 0 <= i < len(self):
             raise IndexError(f"episode {i} of {len(self)}")
-        start, stop = map(int, self.episode_starts[i : i + 2])
-        steps, metadata = {}, {}
-        for name, spec in self.specs.items():
-            rows = slice(start, stop) if spec.is_step else slice(i, i + 1)
-            if spec.kind == "image":
-                value = np.zeros((stop - start, *spec.shape), np.uint8)
-                self.read_images(np.arange(start, stop), name, value)
-            elif spec.kind == "text":
-                value = [self.texts(name)[k] for k in self.text_ids(name)[rows]]
-            else:
-                value = np.array(self.columns[name][rows])
-            if spec.is_step:
-                steps[name] = value
-            else:
-                metadata[name] = value[0]
-        return Episode(steps, metadata)
+        frames = np.arange(*self.episode_starts[i : i + 2])
+        pictures = {}
+        for name in self.cameras:
+            pictures[name] = np.zeros((len(frames), *self.specs[name].shape), np.uint8)
+            self.read_images(frames, name, pictures[name])
+        return assemble(self, self.specs, i, pictures)
 
     def _read_videos(self, frames: np.ndarray, name: str, out: np.ndarray) -> dict[int, Fault]:
         places = self._episodes.videos[name]

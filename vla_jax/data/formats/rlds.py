@@ -17,6 +17,7 @@ from jaxtyping import Bool, Int64, UInt8
 
 from vla_jax.core import errors
 from vla_jax.data.formats import features, frame_index, image_codec
+from vla_jax.data.formats.episodes import assemble
 from vla_jax.data.formats.faults import SKIP_AND_COUNT, Fault, FaultLog, FaultPolicy
 from vla_jax.data.formats.features import Episode, FeatureSpec, Schema
 from vla_jax.data.formats.frame_index import Progress
@@ -184,24 +185,13 @@ class RldsDataset(IndexedEpisodes):
         return frames if self._index.one_record_per_step else self.episode_of(frames)
 
     def episode(self, i: int) -> Episode:
-        """Episode `i` with every indexed feature, images decoded, texts as strings."""
+        """Episode `i` with every indexed feature, pictures of steps decoded, texts as strings."""
         if not 0 <= i < len(self):
             raise IndexError(f"episode {i} of {len(self)}")
-        start, stop = map(int, self.episode_starts[i : i + 2])
-        steps, metadata = {}, {}
-        for name, spec in self.specs.items():
-            rows = slice(start, stop) if spec.is_step else slice(i, i + 1)
-            if spec.kind == "image":
-                value = np.stack([self.image(frame, name) for frame in range(start, stop)])
-            elif spec.kind == "text":
-                value = [self.texts(name)[k] for k in self.text_ids(name)[rows]]
-            else:
-                value = np.array(self.columns[name][rows])
-            if spec.is_step:
-                steps[name] = value
-            else:
-                metadata[name] = value[0]
-        return Episode(steps, metadata)
+        frames = range(*map(int, self.episode_starts[i : i + 2]))
+        cameras = [name for name in self.cameras if self.specs[name].is_step]
+        pictures = {name: np.stack([self.image(frame, name) for frame in frames]) for name in cameras}
+        return assemble(self, self.specs, i, pictures)
 
 
 def load_info(folder: str | Path) -> DatasetInfo:
