@@ -65,7 +65,8 @@ class MemorySet:
         readable = np.array([int(frame) not in self.damaged for frame in frames], bool)
         for frame in frames[~readable]:
             self.faults.add(Fault("bad image", f"{self.describe_frame(int(frame))}, {name}", "planted"))
-        out[...] = np.where(readable[:, None, None, None], self.pictures[name][frames], 0)
+        for picture, frame, is_readable in zip(out, frames, readable, strict=True):
+            picture[...] = self.pictures[name][frame] if is_readable else 0
         return readable
 
     def _is_step(self, column):

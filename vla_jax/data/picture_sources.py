@@ -57,14 +57,7 @@ class CameraPictures:
         if name in self._kept:
             out[rows], ok = self._kept[name].gather(frames)
             return ok
-        # Neighbouring rows are one slice of the batch, which the source may write into without a copy.
-        pieces = np.split(np.arange(len(rows)), np.flatnonzero(np.diff(rows) != 1) + 1)
-        return np.concatenate(
-            [
-                self._source.read_images(frames[piece], name, out[rows[piece[0]] : rows[piece[-1]] + 1])
-                for piece in pieces
-            ]
-        )
+        return self._source.read_images(frames, name, [out[row] for row in rows.tolist()])
 
 
 def open_pictures(dataset: EpisodeDataset, config: DatasetConfig, keep_bytes: int) -> dict[str, CameraPictures]:

@@ -1,6 +1,6 @@
 """What the pipeline asks of a set of episodes, whatever its format: columns in memory maps, pictures on demand."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -66,10 +66,12 @@ class EpisodeDataset(Protocol):
         ...
 
     def read_images(
-        self, frames: Int64[np.ndarray, "n"], name: str, out: UInt8[np.ndarray, "n height width 3"]
+        self, frames: Int64[np.ndarray, "n"], name: str, out: Sequence[UInt8[np.ndarray, "height width 3"]]
     ) -> Bool[np.ndarray, "n"]:
-        """Decode the pictures of these frames into the rows of `out`; False where one is absent, or damaged (the fault
-        is logged). Its row is black. Raises DataError when `faults` does not tolerate it."""
+        """Decode the picture of each frame into that of `out`: an array of pictures, or a list of any rows of a batch.
+
+        False where one is absent, or damaged (the fault is logged); it becomes black. Raises DataError when `faults`
+        does not tolerate it."""
         ...
 
 

@@ -91,10 +91,10 @@ class LeRobotDataset(IndexedEpisodes):
         return self._pictures.read(path, self._features[name].key, line)
 
     def read_images(
-        self, frames: Int64[np.ndarray, "n"], name: str, out: UInt8[np.ndarray, "n height width 3"]
+        self, frames: Int64[np.ndarray, "n"], name: str, out: Sequence[UInt8[np.ndarray, "height width 3"]]
     ) -> Bool[np.ndarray, "n"]:
-        """Decode the pictures of these frames into the rows of `out`; False where one is damaged (the fault is logged,
-        the row is black). Raises DataError when `faults` does not tolerate it.
+        """Decode the picture of each frame into that of `out`; False where one is damaged (the fault is logged, it
+        becomes black). Raises DataError when `faults` does not tolerate it.
 
         Pictures in parquet are read a row group at a time; sets that are sampled at random for long train faster after
         a conversion.
@@ -104,8 +104,8 @@ class LeRobotDataset(IndexedEpisodes):
         failures = read(frames, name, out)
         ok = np.ones(len(frames), bool)
         ok[list(failures)] = False
-        out[list(failures)] = 0
-        for fault in failures.values():
+        for row, fault in failures.items():
+            out[row][...] = 0
             self.faults.add(fault)
         return ok
 
@@ -120,7 +120,7 @@ class LeRobotDataset(IndexedEpisodes):
             self.read_images(frames, name, pictures[name])
         return assemble(self, self.specs, i, pictures)
 
-    def _read_videos(self, frames: np.ndarray, name: str, out: np.ndarray) -> dict[int, Fault]:
+    def _read_videos(self, frames: np.ndarray, name: str, out: Sequence[np.ndarray]) -> dict[int, Fault]:
         places = self._episodes.videos[name]
         rows = self._index.rows[self.episode_of(frames)]
         times = places.offset[rows] + self._index.times[frames]
@@ -140,7 +140,7 @@ class LeRobotDataset(IndexedEpisodes):
                 failures[row] = Fault("bad image", place, reason)
         return failures
 
-    def _read_encoded(self, frames: np.ndarray, name: str, out: np.ndarray) -> dict[int, Fault]:
+    def _read_encoded(self, frames: np.ndarray, name: str, out: Sequence[np.ndarray]) -> dict[int, Fault]:
         failures: dict[int, Fault] = {}
         for row in np.argsort(frames, kind="stable").tolist():
             try:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int64, UInt8
+from jaxtyping import Bool, Int64
 
 from vla_jax.core import errors
 from vla_jax.data.formats import features, frame_index, image_codec
@@ -21,6 +21,7 @@ from vla_jax.data.formats.episodes import assemble
 from vla_jax.data.formats.faults import SKIP_AND_COUNT, Fault, FaultLog, FaultPolicy
 from vla_jax.data.formats.features import Episode, FeatureSpec, Schema
 from vla_jax.data.formats.frame_index import Progress
+from vla_jax.data.formats.image_codec import Picture
 from vla_jax.data.formats.index_build import Split
 from vla_jax.data.formats.indexed import IndexedEpisodes
 from vla_jax.data.formats.records import RecordReader, Shard
@@ -116,7 +117,7 @@ class RldsDataset(IndexedEpisodes):
             raise errors.DataError(f"{data.place}: {data.kind}", found=data.reason, fix="copy this file again")
         return data
 
-    def image(self, frame: int, name: str) -> image_codec.Picture:
+    def image(self, frame: int, name: str) -> Picture:
         """A decoded picture. Raises DataError when its bytes are damaged or absent."""
         try:
             return image_codec.decode(self.image_bytes(frame, name))
@@ -145,27 +146,28 @@ class RldsDataset(IndexedEpisodes):
                 continue  # it will be counted when somebody reads it
         raise errors.DataError(f'{self.place}: no picture of "{name}" can be read', expected="at least one")
 
-    def read_images(
-        self, frames: Int64[np.ndarray, "n"], name: str, out: UInt8[np.ndarray, "n height width 3"]
-    ) -> Bool[np.ndarray, "n"]:
-        """Decode the pictures of these frames into the rows of `out`.
+    def read_images(self, frames: Int64[np.ndarray, "n"], name: str, out: Sequence[Picture]) -> Bool[np.ndarray, "n"]:
+        """Decode the picture of each frame into that of `out`: an array of pictures, or a list of any rows of a batch.
 
-        False where one is damaged or absent; its row is black. Damage is logged. Raises DataError when `faults` does
+        False where one is damaged or absent; it becomes black. Damage is logged. Raises DataError when `faults` does
         not tolerate it.
         """
         return self.read_scaled_images(frames, name, out, 1)
 
     def read_scaled_images(
-        self, frames: Int64[np.ndarray, "n"], name: str, out: UInt8[np.ndarray, "n height width 3"], scale: int
+        self, frames: Int64[np.ndarray, "n"], name: str, out: Sequence[Picture], scale: int
     ) -> Bool[np.ndarray, "n"]:
         """As `read_images`, with both sides divided by `scale` while decoding; see `image_codec.decode`."""
+        # Lists, not arrays: the loop runs for every picture of a run, and an array's item costs ten times a list's.
         records = self._record_of(frames)
+        order = np.argsort(records, kind="stable").tolist()  # record by record, so that whole ones are read once
         offsets, lengths = self._index.image_offsets[name][frames], self._index.image_lengths[name][frames]
-        ok = np.zeros(len(frames), bool)
-        for row in np.argsort(records, kind="stable"):  # record by record, so that whole ones are read once
+        records, offsets, lengths = records.tolist(), offsets.tolist(), lengths.tolist()
+        ok = [False] * len(order)
+        for row in order:
             fault = None
             if lengths[row]:
-                data = self._reader.piece(int(records[row]), int(offsets[row]), int(lengths[row]))
+                data = self._reader.piece(records[row], offsets[row], lengths[row])
                 try:
                     if isinstance(data, Fault):
                         fault = data
@@ -176,10 +178,10 @@ class RldsDataset(IndexedEpisodes):
                     place = f'{self.describe_frame(int(frames[row]))}: "{self.specs[name].key}"'
                     fault = Fault("bad image", place, str(error))
             if not ok[row]:
-                out[row] = 0
+                out[row][...] = 0
             if fault is not None:
                 self.faults.add(fault)
-        return ok
+        return np.array(ok, bool)
 
     def _record_of(self, frames: Int64[np.ndarray, "..."]) -> Int64[np.ndarray, "..."]:
         return frames if self._index.one_record_per_step else self.episode_of(frames)

@@ -9,6 +9,7 @@ jumps to the nearest keyframe before the wanted one where that is nearer. Files 
 
 import collections
 import threading
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -36,7 +37,7 @@ class VideoReader:
         self,
         path: Path,
         times: Float64[np.ndarray, "n"],
-        out: UInt8[np.ndarray, "m height width 3"],
+        out: Sequence[UInt8[np.ndarray, "height width 3"]],
         rows: Int64[np.ndarray, "n"],
     ) -> dict[int, str]:
         """Decode the frame shown at each of `times` (seconds) as RGB into its row of `out`, in the order of time.
@@ -54,7 +55,7 @@ class VideoReader:
                 if is_new or previous is None:
                     video.write_frame(out[row])
                 else:
-                    out[row] = out[previous]
+                    out[row][...] = out[previous]
                 previous = row
             except (av.FFmpegError, ValueError) as error:
                 failures[row] = str(error)

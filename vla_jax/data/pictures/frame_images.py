@@ -1,5 +1,7 @@
 """Decoded camera frames of a dataset, kept in memory where they fit."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Bool, Int64, UInt8
 
@@ -8,7 +10,7 @@ from vla_jax.data.formats.episodes import EpisodeDataset
 from vla_jax.data.formats.rlds import RldsDataset
 from vla_jax.data.pictures.resize import PictureSource
 
-Pictures = UInt8[np.ndarray, "n height width 3"]
+Pictures = Sequence[UInt8[np.ndarray, "height width 3"]]
 
 
 class FrameImages:

@@ -119,7 +119,8 @@ class ImageCache:
         self._ends, self._data = {}, {}
         for name, shape in self._shapes.items():
             if self.is_raw:
-                self._data[name] = np.memmap(self._path(name, "raw"), np.uint8, "r", shape=(self.num_frames, *shape))
+                data = np.memmap(self._path(name, "raw"), np.uint8, "r", shape=(self.num_frames, *shape))
+                self._data[name] = np.asarray(data)  # a row of a plain array costs a tenth of a memmap's
             else:
                 self._ends[name] = np.load(self._path(name, "ends.npy"), mmap_mode="r")
                 with self._path(name, "jpeg").open("rb") as file:
@@ -146,16 +147,17 @@ class ImageCache:
         return self._shapes[name]
 
     def read_images(
-        self, frames: Int64[np.ndarray, "n"], name: str, out: UInt8[np.ndarray, "n height width 3"]
+        self, frames: Int64[np.ndarray, "n"], name: str, out: Sequence[UInt8[np.ndarray, "height width 3"]]
     ) -> Bool[np.ndarray, "n"]:
-        data = self._data[name]
+        data, pictures = self._data[name], zip(frames.tolist(), out, strict=True)
         if self.is_raw:
-            np.take(data, frames, axis=0, out=out)
+            for frame, picture in pictures:
+                picture[...] = data[frame]
         else:
             ends = self._ends[name]
-            for row, frame in enumerate(frames):
+            for frame, picture in pictures:
                 start, stop = int(ends[frame - 1]) if frame else 0, int(ends[frame])
-                image_codec.decode(data[start:stop], out[row])
+                image_codec.decode(data[start:stop], picture)
         return np.array(self._ok[name][frames])
 
     def _path(self, name: str, ending: str) -> Path:

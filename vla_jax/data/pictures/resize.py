@@ -9,7 +9,7 @@ aliases. JPEGs are decoded whole first: decoding at a fraction of the size is fa
 pixels that decoding and scaling give.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
 import numpy as np
@@ -35,7 +35,7 @@ class PictureSource(Protocol):
     def image_shape(self, name: str) -> tuple[int, int, int]: ...
 
     def read_images(
-        self, frames: Int64[np.ndarray, "n"], name: str, out: UInt8[np.ndarray, "n height width 3"]
+        self, frames: Int64[np.ndarray, "n"], name: str, out: Sequence[Picture]
     ) -> Bool[np.ndarray, "n"]: ...
 
 
@@ -81,9 +81,7 @@ class ChangedPictures:
     def image_shape(self, name: str) -> tuple[int, int, int]:
         return self._shape_of(self._source.image_shape(name))
 
-    def read_images(
-        self, frames: Int64[np.ndarray, "n"], name: str, out: UInt8[np.ndarray, "n height width 3"]
-    ) -> Bool[np.ndarray, "n"]:
+    def read_images(self, frames: Int64[np.ndarray, "n"], name: str, out: Sequence[Picture]) -> Bool[np.ndarray, "n"]:
         stored = np.empty((min(_PIECE, len(frames)), *self._source.image_shape(name)), np.uint8)
         ok = np.empty(len(frames), bool)
         for first in range(0, len(frames), _PIECE):
