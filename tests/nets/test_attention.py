@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vla_jax.core import errors
 from vla_jax.nets.attention import Segment, attend, block_mask, rotate
 
 KEY = jax.random.key(0)
@@ -40,6 +41,14 @@ def test_folded_attention_equals_the_library_in_value_and_gradient(kv_heads):
         )(queries, keys, values)
 
     jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, atol=1e-5), run("fold"), run("xla"))
+
+
+def test_flash_attention_is_the_plain_one_on_a_cpu_and_cudnn_says_what_it_needs():
+    queries, keys, values, mask = inputs(2)
+    segment = Segment(keys, values, mask)
+    assert jnp.array_equal(attend(queries, [segment], "flash"), attend(queries, [segment]))
+    with pytest.raises(errors.ConfigError, match=r"NVIDIA GPU(?s:.*)backend cpu, float32"):
+        attend(queries, [segment], "cudnn")
 
 
 @pytest.mark.parametrize("implementation", ["fold", "xla"])

@@ -140,7 +140,8 @@ def test_scanned_rematerialized_and_library_attention_layers_compute_the_same():
     net, params = make()
     base = examples.transformer_config()
     expected = value_and_gradient(net, params)
-    for changes in (dict(unroll=True), dict(remat=True), dict(attention="xla")):
+    policies = [dict(remat=True), dict(remat="dots_with_no_batch_dims_saveable")]
+    for changes in (dict(unroll=True), *policies, dict(attention="xla")):
         config = dataclasses.replace(base, **changes)
         other, _ = functional.describe(lambda rngs, config=config: VlaTransformer(config, rngs))
         found = value_and_gradient(other, params)

@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-Implementation = Literal["fold", "xla", "cudnn"]
+from vla_jax.core import errors
+
+Implementation = Literal["fold", "xla", "cudnn", "flash"]
 _MASKED = -1e30  # finite: a row without any key gives a mean, never nan
 
 
@@ -30,8 +32,12 @@ def attend(
     "fold" puts the query heads that share a key-value head into the rows of one matrix product (measured on two CPU
     cores, 538 tokens, 8 heads on 1: forward 16 ms where the einsum over heads took 114), and never joins the segments,
     so a cache shared by many samples is not copied under `vmap`. "xla" and "cudnn" are
-    `jax.nn.dot_product_attention`; cudnn needs a GPU and bfloat16.
+    `jax.nn.dot_product_attention`; cudnn, flash attention, needs an NVIDIA GPU and half precision. "flash" is cudnn
+    where it can run and "fold" elsewhere, so that a recipe trained on a GPU acts on a laptop.
+
+    Raises ConfigError for cudnn where it cannot run.
     """
+    implementation = _available(implementation, queries.dtype)
     if implementation != "fold":
         keys, values = (jnp.concatenate(parts, 1) for parts in zip(*[s[:2] for s in segments], strict=True))
         mask = jnp.concatenate([segment.mask for segment in segments], axis=-1)[:, None]
@@ -47,6 +53,20 @@ def attend(
         out = out + jnp.einsum("bgqm,bmgd->bgqd", weights[..., start : start + m], segment.values)
         start += m
     return out.reshape(b, g, h // g, n, d).transpose(0, 3, 1, 2, 4).reshape(b, n, h, d)
+
+
+def _available(implementation: Implementation, dtype: jnp.dtype) -> Implementation:
+    has_cudnn = jax.default_backend() == "gpu" and dtype in (jnp.bfloat16, jnp.float16)
+    if implementation == "flash":
+        return "cudnn" if has_cudnn else "fold"
+    if implementation == "cudnn" and not has_cudnn:
+        raise errors.ConfigError(
+            "attention='cudnn' cannot run here",
+            expected="an NVIDIA GPU and bfloat16 or float16 activations",
+            found=f"backend {jax.default_backend()}, {dtype} activations",
+            fix="set attention='flash', which is 'fold' where cuDNN is missing, and compute_dtype='bfloat16'",
+        )
+    return implementation
 
 
 def _masked_logits(rows: Float[Array, "b g q d"], segment: Segment, n: int) -> Float[Array, "b g q m"]:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, UInt8
 from vla_jax.core import errors
 from vla_jax.nets.attention import Implementation, Segment, attend
 from vla_jax.nets.linear import Dense, HeadsIn, HeadsOut, LayerNorm
-from vla_jax.nets.stack import scan_layers, stack
+from vla_jax.nets.stack import Remat, scan_layers, stack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Siglip(nnx.Module):
         rngs: nnx.Rngs,
         *,
         unroll: bool = False,
-        remat: bool = False,
+        remat: Remat = False,
         attention: Implementation = "fold",
     ):
         self.config, self.unroll, self.remat, self.attention = config, unroll, remat, attention

@@ -1,13 +1,18 @@
 """Layers stacked along a leading axis of their parameters, and the one scan that runs through them."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from vla_jax.core import errors
+
 M = TypeVar("M", bound=nnx.Module)
+# What a layer keeps for its gradient: everything, its input only, or its input and the matrix products named.
+Remat = bool | Literal["dots_saveable", "dots_with_no_batch_dims_saveable"]
+REMAT_POLICIES = ("dots_saveable", "dots_with_no_batch_dims_saveable")  # of jax.checkpoint_policies
 
 
 def stack(constructor: Callable[[nnx.Rngs], M], depth: int, rngs: nnx.Rngs) -> M:
@@ -30,12 +35,14 @@ def scan_layers(
     xs: Any = None,
     *,
     unroll: bool = False,
-    remat: bool = False,
+    remat: Remat = False,
 ) -> tuple[Any, Any]:
     """`lax.scan` of `step(carry, layers, x) -> (carry, y)`, where `layers` holds one layer of every stack.
 
     `unroll` writes the layers out as a Python loop: faster for a few small layers, slower to compile for many. (A scan,
-    even an unrolled one, stacks every layer's residuals for the gradient.) `remat` keeps only each layer's input.
+    even an unrolled one, stacks every layer's residuals for the gradient.) `remat` keeps only each layer's input and
+    computes the rest again in the gradient; named policies keep some matrix products: "dots_saveable" all of them,
+    "dots_with_no_batch_dims_saveable" those with parameters, not attention's. Raises ConfigError for other names.
     """
     graphs, states = zip(*(nnx.split(module) for module in stacks), strict=True)
 
@@ -44,8 +51,9 @@ def scan_layers(
         layers = [nnx.merge(graph, state) for graph, state in zip(graphs, layer_states, strict=True)]
         return step(carry, layers, x)
 
-    # A scan is a barrier to common-subexpression elimination already, so the extra one of checkpoint would only cost.
-    body = jax.checkpoint(body, prevent_cse=unroll) if remat else body
+    if remat:
+        # A scan is a barrier to common-subexpression elimination already, so checkpoint's own would only cost.
+        body = jax.checkpoint(body, prevent_cse=unroll, policy=_policy(remat))
     if not unroll:
         return jax.lax.scan(body, carry, (states, xs))
     depth = jax.tree.leaves(states)[0].shape[0]
@@ -54,3 +62,15 @@ def scan_layers(
         carry, y = body(carry, jax.tree.map(lambda leaf, i=i: leaf[i], (states, xs)))
         ys.append(y)
     return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *ys)
+
+
+def _policy(remat: Remat) -> Callable[..., bool] | None:
+    if remat is True:
+        return None
+    if remat not in REMAT_POLICIES:
+        raise errors.ConfigError(
+            f"remat policy {remat!r}",
+            expected="True, False or a name",
+            fix=errors.closest(str(remat), REMAT_POLICIES),
+        )
+    return getattr(jax.checkpoint_policies, remat)

@@ -23,6 +23,7 @@ from vla_jax.nets.gemma import GEMMA_2B, GEMMA_300M, GemmaConfig
 from vla_jax.nets.linear import Dense
 from vla_jax.nets.mixture import Cache, Mixture
 from vla_jax.nets.siglip import SO400M_14, Siglip, SiglipConfig
+from vla_jax.nets.stack import Remat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +40,7 @@ class VlaTransformerConfig:
     camera_embedding: bool = False  # a learned vector per camera, which small networks miss more than large ones
     compute_dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; parameters stay float32
     unroll: bool = False  # write layers out: faster for a few small ones on CPU
-    remat: bool = False  # recompute activations in the gradient
+    remat: Remat = False  # recompute activations in the gradient: all, or those a named policy does not keep
     attention: Implementation = "fold"
 
     def __post_init__(self):
