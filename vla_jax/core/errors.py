@@ -33,6 +33,10 @@ class TrainingError(VlaError):
     """A run went wrong in a way that must stop it."""
 
 
+class RequestError(VlaError):
+    """A message over the network is not what its reader can use."""
+
+
 def closest(name: str, known: Iterable[str]) -> str:
     """`known` as one line for an error, led by the name the user most likely meant."""
     names = sorted(known)
