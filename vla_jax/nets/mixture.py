@@ -19,8 +19,8 @@ from jaxtyping import Array, Bool, Float, Int
 from vla_jax.core import errors
 from vla_jax.nets.attention import Implementation, Segment, attend, block_mask
 from vla_jax.nets.gemma import GemmaBlock, GemmaConfig, Norm
-from vla_jax.nets.linear import rms_standardize
-from vla_jax.nets.stack import scan_layers, stack
+from vla_jax.nets.linear import RMSNorm, rms_standardize
+from vla_jax.nets.stack import Remat, scan_layers, stack
 
 
 class Stream(NamedTuple):
@@ -39,6 +39,11 @@ class Cache(struct.PyTreeNode):
     mask: Bool[Array, "b m"]
     length: Int[Array, "b"]  # real tokens, the position of the first suffix token
     features: Float[Array, "b f"]
+    last: Float[Array, "b d"] | None = None  # what the last real token of the prefix came out as, for models with text
+
+    def segment(self, num_queries: int) -> Segment:
+        """Keys, values and mask as that many queries see them, all layers stacked."""
+        return Segment(self.keys, self.values, jnp.repeat(self.mask[:, None], num_queries, axis=1))
 
 
 class Outputs(NamedTuple):
@@ -60,8 +65,9 @@ class Mixture(nnx.Module):
         rngs: nnx.Rngs,
         *,
         adaptive_norm: bool = False,
+        with_text: bool = False,  # whether the prefix expert has its final norm, which only its words need
         unroll: bool = False,
-        remat: bool = False,
+        remat: Remat = False,
         attention: Implementation = "fold",
     ):
         _require_joint_attention(prefix_expert, suffix_expert)
@@ -72,6 +78,7 @@ class Mixture(nnx.Module):
             lambda rngs: GemmaBlock(suffix_expert, rngs, adaptive_norm=adaptive_norm), depth, rngs
         )
         self.suffix_norm = Norm(suffix_expert.width, rngs, adaptive=adaptive_norm)
+        self.prefix_norm = RMSNorm(prefix_expert.width, axes=("embed",)) if with_text else None
 
     def prefix(
         self,
@@ -90,8 +97,9 @@ class Mixture(nnx.Module):
         seen = block_mask(jnp.broadcast_to(block.astype(jnp.int32), is_real.shape), is_real)
         outputs = self.forward(streams, seen)
         # The suffix reads keys and values only, so nothing trains the last layer's output; its input is trained.
-        pooled = _masked_mean(outputs.last_inputs[0].astype(jnp.float32), mask)
-        return Cache(outputs.keys, outputs.values, is_real, is_real.sum(1), rms_standardize(pooled))
+        pooled = masked_mean(outputs.last_inputs[0].astype(jnp.float32), mask)
+        last = None if self.prefix_norm is None else self.prefix_norm(last_real(outputs.tokens[0], mask))
+        return Cache(outputs.keys, outputs.values, is_real, is_real.sum(1), rms_standardize(pooled), last)
 
     def suffix(
         self,
@@ -114,37 +122,60 @@ class Mixture(nnx.Module):
         """All layers over the tokens of both experts at once: `seen` between them, the whole cache visible."""
         experts = (self.prefix_layers, self.suffix_layers)
         stacks, given = zip(*[(e, s) for e, s in zip(experts, streams, strict=True) if s is not None], strict=True)
-        ends = np.cumsum([stream.tokens.shape[1] for stream in given])
-        num_queries = int(ends[-1])
+        cached = [] if cache is None else [cache.segment(seen.shape[1])]
+        runs = dict(unroll=self.unroll, remat=self.remat, attention=self.attention)
+        return run_layers(stacks, given, seen, cached, **runs)
 
-        def step(carry, blocks, cached):
-            tokens, _ = carry
-            runs = list(zip(blocks, tokens, given, strict=True))
-            projected = [block.project(x, stream.positions, stream.condition) for block, x, stream in runs]
-            by_kind = list(zip(*projected, strict=True))
-            queries, keys, values = (jnp.concatenate(parts, axis=1) for parts in by_kind[:3])
-            segments = [Segment(keys, values, seen)]
-            if cache is not None:
-                sees_cache = jnp.repeat(cache.mask[:, None], num_queries, axis=1)
-                segments.insert(0, Segment(*cached, sees_cache))
-            attended = jnp.split(attend(queries, segments, self.attention), ends[:-1], axis=1)
-            out = tuple(
-                block.finish(x, part, gate, stream.condition)
-                for (block, x, stream), part, gate in zip(runs, attended, by_kind[3], strict=True)
+
+def run_layers(
+    stacks: Sequence[GemmaBlock],
+    streams: Sequence[Stream],
+    seen: Bool[Array, "b n n"],
+    cached: Sequence[Segment] = (),
+    *,
+    unroll: bool = False,
+    remat: Remat = False,
+    attention: Implementation = "fold",
+) -> Outputs:
+    """Every layer of one stack per stream; the streams attend together as `seen` says, and to the `cached` segments.
+
+    Keys and values of a cached segment have a leading axis `layers`.
+    """
+    ends = np.cumsum([stream.tokens.shape[1] for stream in streams])
+
+    def step(carry, blocks, layer_cache):
+        tokens, _ = carry
+        runs = list(zip(blocks, tokens, streams, strict=True))
+        projected = [block.project(x, stream.positions, stream.condition) for block, x, stream in runs]
+        by_kind = list(zip(*projected, strict=True))
+        queries, keys, values = (jnp.concatenate(parts, axis=1) for parts in by_kind[:3])
+        segments = [Segment(*kv, part.mask) for kv, part in zip(layer_cache, cached, strict=True)]
+        attended = attend(queries, [*segments, Segment(keys, values, seen)], attention)
+        out = tuple(
+            block.finish(x, part, gate, stream.condition)
+            for (block, x, stream), part, gate in zip(
+                runs, jnp.split(attended, ends[:-1], axis=1), by_kind[3], strict=True
             )
-            return (out, tokens), (keys, values)
-
-        tokens = tuple(stream.tokens for stream in given)
-        cached = None if cache is None else (cache.keys, cache.values)
-        (out, inputs), (keys, values) = scan_layers(
-            step, (tokens, tokens), stacks, cached, unroll=self.unroll, remat=self.remat
         )
-        return Outputs(out, inputs, keys, values)
+        return (out, tokens), (keys, values)
+
+    tokens = tuple(stream.tokens for stream in streams)
+    layer_caches = [segment[:2] for segment in cached]
+    (out, inputs), (keys, values) = scan_layers(
+        step, (tokens, tokens), stacks, layer_caches, unroll=unroll, remat=remat
+    )
+    return Outputs(out, inputs, keys, values)
 
 
-def _masked_mean(x: Float[Array, "b n d"], mask: Bool[Array, "b n"]) -> Float[Array, "b d"]:
+def masked_mean(x: Float[Array, "b n d"], mask: Bool[Array, "b n"]) -> Float[Array, "b d"]:
     weight = mask[..., None].astype(x.dtype)
     return (x * weight).sum(1) / jnp.maximum(weight.sum(1), 1)
+
+
+def last_real(x: Float[Array, "b n d"], mask: Bool[Array, "b n"]) -> Float[Array, "b d"]:
+    """The entry of each row at its last True; the first one where there is none."""
+    index = jnp.max(jnp.where(mask, jnp.arange(mask.shape[1])[None], 0), axis=1)
+    return jnp.take_along_axis(x, index[:, None, None], axis=1)[:, 0]
 
 
 def _require_joint_attention(prefix: GemmaConfig, suffix: GemmaConfig) -> None:

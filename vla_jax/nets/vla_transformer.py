@@ -3,15 +3,14 @@
     images -- SigLIP -- dense --+
     prompt -- embedding --------+-- prefix expert --> keys, values of every layer
     state --- dense ------------+                          |
-                                  suffix tokens -- suffix expert --> decoded tokens
+    (or words behind the prompt)  suffix tokens -- suffix expert --> decoded tokens
 
-The same code runs from `tiny` (1M parameters, CPU) to `pi0` (SigLIP So400m/14, Gemma 2B, 300M action expert).
+The same code runs from `tiny` (1M parameters, CPU) to `pi0` and `pi05` (SigLIP So400m/14, Gemma 2B, 300M expert).
 """
 
 import dataclasses
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -20,10 +19,12 @@ from vla_jax.core import errors
 from vla_jax.core.types import Observation
 from vla_jax.nets.attention import Implementation
 from vla_jax.nets.gemma import GEMMA_2B, GEMMA_300M, GemmaConfig
-from vla_jax.nets.linear import Dense
+from vla_jax.nets.language import VisionLanguage
+from vla_jax.nets.linear import Dense, RMSNorm
 from vla_jax.nets.mixture import Cache, Mixture
-from vla_jax.nets.siglip import SO400M_14, Siglip, SiglipConfig
+from vla_jax.nets.siglip import SO400M_14, SiglipConfig
 from vla_jax.nets.stack import Remat
+from vla_jax.nets.state_text import StateText
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,9 @@ class VlaTransformerConfig:
     vision: SiglipConfig
     prefix_expert: GemmaConfig
     suffix_expert: GemmaConfig
-    state_token: Literal["prefix", "suffix"] = "prefix"  # whose weights read the state; pi0: suffix
+    state_token: Literal["prefix", "suffix", "text"] = "prefix"  # whose weights read the state; pi0: suffix
+    state_text: StateText | None = None  # with "text" (pi0.5): how it is written; None: the prompt has it already
+    with_text: bool = False  # whether the prefix expert also writes words (`token_logits`, `generate`)
     adaptive_norm: bool = False  # whether the suffix expert's norms take a condition (pi0.5)
     camera_embedding: bool = False  # a learned vector per camera, which small networks miss more than large ones
     compute_dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; parameters stay float32
@@ -48,6 +51,10 @@ class VlaTransformerConfig:
             raise errors.ConfigError("VlaTransformerConfig.cameras", expected="distinct names", found=self.cameras)
         if min(self.state_dim, self.vocab_size, self.prompt_length) < 1:
             raise errors.ConfigError("VlaTransformerConfig", expected="positive sizes", found=self)
+        if self.state_text is not None and self.state_token != "text":
+            raise errors.ConfigError(
+                "VlaTransformerConfig", expected="state_token='text' with state_text", found=repr(self.state_token)
+            )
         if self.state_token == "suffix" and self.adaptive_norm:
             raise errors.ConfigError(
                 "VlaTransformerConfig",
@@ -100,35 +107,54 @@ def pi0(cameras: tuple[str, ...], state_dim: int = 32, prompt_length: int = 48, 
     return dataclasses.replace(config, **changes)
 
 
-class VlaTransformer(nnx.Module):
+def pi05(
+    cameras: tuple[str, ...],
+    state_dim: int = 32,
+    prompt_length: int = 200,
+    state_text: StateText | None = None,
+    **changes,
+) -> VlaTransformerConfig:
+    """pi0.5's published shapes: pi0's, with adaptive norms in the action expert and the state as words."""
+    text = dict(state_token="text", state_text=state_text, adaptive_norm=True)
+    return pi0(cameras, state_dim, prompt_length, **text | changes)
+
+
+class VlaTransformer(VisionLanguage):
     """The `Backbone` of this file; its prefix is a `Cache`."""
 
     def __init__(self, config: VlaTransformerConfig, rngs: nnx.Rngs):
-        self.config = config
         width = config.prefix_expert.width
-        self.suffix_width, self.feature_dim = config.suffix_expert.width, width
-        runs = dict(unroll=config.unroll, remat=config.remat, attention=config.attention)
-        self.vision = Siglip(config.vision, rngs, **runs)
-        self.vision_out = Dense(config.vision.width, width, rngs, axes=(None, "embed"))
-        if config.camera_embedding:
-            per_camera = 0.02 * jax.random.normal(rngs.params(), (len(config.cameras), width))
-            self.camera_embedding = nnx.Param(per_camera, logical_axes=(None, "embed"))
-        # Scaled by sqrt(width) when read, as Gemma does, so rows start with norm 1.
-        embedding = jax.random.normal(rngs.params(), (config.vocab_size, width)) * width**-0.5
-        self.embedding = nnx.Param(embedding, logical_axes=("vocab", "embed"))
+        super().__init__(config, width, rngs)
+        self.suffix_width = config.suffix_expert.width
         state_width = width if config.state_token == "prefix" else self.suffix_width
-        self.state_in = Dense(config.state_dim, state_width, rngs, axes=(None, "embed"))
+        as_text = config.state_token == "text"
+        self.state_in = None if as_text else Dense(config.state_dim, state_width, rngs, axes=(None, "embed"))
         self.mixture = Mixture(
-            config.prefix_expert, config.suffix_expert, rngs, adaptive_norm=config.adaptive_norm, **runs
+            config.prefix_expert,
+            config.suffix_expert,
+            rngs,
+            adaptive_norm=config.adaptive_norm,
+            with_text=config.with_text,
+            **self.runs,
         )
 
+    @property
+    def text_layers(self) -> nnx.Module:
+        return self.mixture.prefix_layers
+
+    @property
+    def text_norm(self) -> RMSNorm:
+        if self.mixture.prefix_norm is None:
+            raise errors.ConfigError(
+                "VlaTransformer writes no words", expected="with_text=True", found="with_text=False"
+            )
+        return self.mixture.prefix_norm
+
     def prefix(self, observation: Observation) -> Cache:
-        self._check(observation)
-        dtype = jnp.dtype(self.config.compute_dtype)
-        tokens, masks = self._image_tokens(observation, dtype)
-        embedded = self.embedding[...][observation.prompt].astype(dtype) * self.feature_dim**0.5
-        state = self.state_in(observation.state.astype(dtype))[:, None]
-        tokens, masks = [*tokens, embedded], [*masks, observation.prompt_mask]
+        tokens, masks = self.see_and_read(observation)
+        state = None
+        if self.state_in is not None:
+            state = self.state_in(observation.state.astype(self.config.compute_dtype))[:, None]
         if self.config.state_token == "prefix":
             tokens, masks = [*tokens, state], [*masks, jnp.ones(state.shape[:2], bool)]
             state = None
@@ -146,25 +172,3 @@ class VlaTransformer(nnx.Module):
 
     def features(self, prefix: Cache) -> Float[Array, "b f"]:
         return prefix.features
-
-    def _image_tokens(self, observation: Observation, dtype: jnp.dtype):
-        cameras = self.config.cameras
-        # One pass for all cameras: they share the tower.
-        images = jnp.concatenate([observation.images[name] for name in cameras])
-        tokens = jnp.split(self.vision_out(self.vision(images, dtype)), len(cameras))
-        if self.config.camera_embedding:
-            tokens = [x + self.camera_embedding[...][i].astype(dtype)[None, None] for i, x in enumerate(tokens)]
-        masks = [jnp.repeat(observation.image_mask[name][:, None], tokens[0].shape[1], axis=1) for name in cameras]
-        return tokens, masks
-
-    def _check(self, observation: Observation) -> None:
-        size = self.config.vision.image_size
-        for name in self.config.cameras:
-            found = observation.images[name].shape[-3:-1] if name in observation.images else "no such camera"
-            if found != (size, size):
-                raise errors.ConfigError(
-                    f"camera {name!r} of the observation",
-                    expected=f"images of {size}x{size}",
-                    found=f"{found}; cameras: {', '.join(observation.images)}",
-                    fix="name the cameras of the data in cameras, and resize them to vision.image_size",
-                )

@@ -1,0 +1,190 @@
+"""Pictures and words in, words out: what PaliGemma and the pi0 family have in common (arXiv 2407.07726).
+
+    images -- SigLIP -- dense --+
+    prompt -- embedding --------+-- layers, every token sees all --> keys, values of every layer, last output
+    state, as words ------------+                                         |
+                                     target -- embedding -- layers, causal --> norm -- embedding, transposed --> logits
+
+The prefix is encoded once; text is scored or generated against its keys and values by the same layers.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from vla_jax.core import errors
+from vla_jax.core.types import Observation
+from vla_jax.nets.attention import Segment, block_mask
+from vla_jax.nets.linear import Dense
+from vla_jax.nets.mixture import Cache, Stream, run_layers
+from vla_jax.nets.siglip import Siglip
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+    """How text is generated."""
+
+    max_tokens: int
+    end_token: int = 1  # PaliGemma's end of sequence
+    temperature: float = 0.0  # 0 takes the likeliest token
+
+    def __post_init__(self):
+        if self.max_tokens < 1 or self.temperature < 0:
+            raise errors.ConfigError("Decoding", expected="max_tokens >= 1 and temperature >= 0", found=self)
+
+
+class Generated(NamedTuple):
+    """Token ids; True up to the end token and with it, id 0 behind."""
+
+    tokens: Int[Array, "b n"]
+    mask: Bool[Array, "b n"]
+
+
+class VisionLanguage(nnx.Module):
+    """Base of `nets/paligemma.py` and `nets/vla_transformer.py`, which bring the layers and what else they need.
+
+    Their configs agree in the fields that are read here.
+    """
+
+    def __init__(self, config, width: int, rngs: nnx.Rngs):
+        self.config, self.feature_dim = config, width
+        self.vision = Siglip(config.vision, rngs, **self.runs)
+        self.vision_out = Dense(config.vision.width, width, rngs, axes=(None, "embed"))
+        if config.camera_embedding:
+            per_camera = 0.02 * jax.random.normal(rngs.params(), (len(config.cameras), width))
+            self.camera_embedding = nnx.Param(per_camera, logical_axes=(None, "embed"))
+        # Scaled by sqrt(width) when read, as Gemma does, so rows start with norm 1.
+        embedding = jax.random.normal(rngs.params(), (config.vocab_size, width)) * width**-0.5
+        self.embedding = nnx.Param(embedding, logical_axes=("vocab", "embed"))
+
+    @property
+    def runs(self) -> dict:
+        """How layers run, not what they compute."""
+        return dict(unroll=self.config.unroll, remat=self.config.remat, attention=self.config.attention)
+
+    @property
+    def text_layers(self) -> nnx.Module:
+        """The stack of `GemmaBlock` that reads and writes words."""
+        raise NotImplementedError
+
+    @property
+    def text_norm(self) -> Callable[[Array], Array]:
+        """The norm between the last layer and the logits."""
+        raise NotImplementedError
+
+    def see_and_read(self, observation: Observation) -> tuple[list[Float[Array, "b n d"]], list[Bool[Array, "b n"]]]:
+        """Tokens and masks of the images, the prompt and the state's words."""
+        self._check(observation)
+        tokens, masks = self._image_tokens(observation)
+        prompt, prompt_mask = observation.prompt, observation.prompt_mask
+        if self.config.state_text is not None:
+            words, words_mask = self.config.state_text.tokens(observation.state)
+            prompt = jnp.concatenate([prompt, words], axis=1)
+            prompt_mask = jnp.concatenate([prompt_mask, words_mask], axis=1)
+        return [*tokens, self.embed(prompt)], [*masks, prompt_mask]
+
+    def embed(self, tokens: Int[Array, "b n"]) -> Float[Array, "b n d"]:
+        return self.embedding[...][tokens].astype(self.config.compute_dtype) * self.feature_dim**0.5
+
+    def logits(self, x: Float[Array, "b n d"]) -> Float[Array, "b n v"]:
+        """The output layer is the embedding itself."""
+        table = self.embedding[...].astype(x.dtype)
+        return jnp.einsum("bnd,vd->bnv", x, table, preferred_element_type=jnp.float32)
+
+    def token_logits(self, prefix: Cache, tokens: Int[Array, "b n"]) -> Float[Array, "b n v"]:
+        """Logits of every token given the prefix and the tokens before it, teacher-forced."""
+        decoded = self.continue_text(prefix, self.embed(tokens[:, :-1]))
+        return self.logits(jnp.concatenate([prefix.last[:, None], decoded], axis=1))
+
+    def continue_text(self, prefix: Cache, x: Float[Array, "b n d"], causal: bool = True) -> Float[Array, "b n d"]:
+        """Outputs at `n` embedded tokens behind the prefix; each sees all of it, itself and the earlier ones."""
+        batch, n, _ = x.shape
+        block = jnp.arange(n) if causal else jnp.zeros(n, jnp.int32)
+        seen = block_mask(jnp.broadcast_to(block, (batch, n)), jnp.ones((batch, n), bool))
+        positions = prefix.length[:, None] + jnp.arange(n)[None]
+        return self._run(Stream(x, positions), seen, [prefix.segment(n)])[0]
+
+    def generate(self, key: Key[Array, ""], prefix: Cache, decoding: Decoding) -> Generated:
+        """Token by token in one loop that ends when every row has its end token; each token is decoded once.
+
+        Rows do not depend on each other. Positions go on from the prefix without a gap, as in training.
+        """
+        batch, n = prefix.last.shape[0], decoding.max_tokens
+        empty = jnp.zeros((*prefix.keys.shape[:2], n, *prefix.keys.shape[3:]), prefix.keys.dtype)
+        sees_itself = jnp.ones((batch, 1, 1), bool)
+
+        def step(state: _Loop) -> _Loop:
+            slot, cache = state.slot, state.cache
+            drawn = _choose(jax.random.fold_in(key, slot), state.logits, decoding.temperature)
+            token = jnp.where(state.running, drawn, 0)
+            earlier = jnp.broadcast_to(jnp.arange(n) < slot, (batch, 1, n))
+            stream = Stream(self.embed(token[:, None]), (prefix.length + slot)[:, None])
+            decoded, keys, values = self._run(stream, sees_itself, [prefix.segment(1), Segment(*cache, earlier)])
+            new = zip(cache, (keys, values), strict=True)
+            return _Loop(
+                slot + 1,
+                self.logits(decoded)[:, 0],
+                state.tokens.at[:, slot].set(token),
+                state.mask.at[:, slot].set(state.running),
+                state.running & (token != decoding.end_token),
+                tuple(jax.lax.dynamic_update_slice_in_dim(old, part, slot, axis=2) for old, part in new),
+            )
+
+        start = _Loop(
+            jnp.zeros((), jnp.int32),
+            self.logits(prefix.last[:, None])[:, 0],
+            jnp.zeros((batch, n), jnp.int32),
+            jnp.zeros((batch, n), bool),
+            jnp.ones(batch, bool),
+            (empty, empty),
+        )
+        end = jax.lax.while_loop(lambda state: (state.slot < n) & state.running.any(), step, start)
+        return Generated(end.tokens, end.mask)
+
+    def _run(self, stream: Stream, seen: Bool[Array, "b n n"], cached: Sequence[Segment]):
+        outputs = run_layers([self.text_layers], [stream], seen, cached, **self.runs)
+        return self.text_norm(outputs.tokens[0]), outputs.keys, outputs.values
+
+    def _image_tokens(self, observation: Observation):
+        cameras, dtype = self.config.cameras, jnp.dtype(self.config.compute_dtype)
+        # One pass for all cameras: they share the tower.
+        images = jnp.concatenate([observation.images[name] for name in cameras])
+        tokens = jnp.split(self.vision_out(self.vision(images, dtype)), len(cameras))
+        if self.config.camera_embedding:
+            tokens = [x + self.camera_embedding[...][i].astype(dtype)[None, None] for i, x in enumerate(tokens)]
+        masks = [jnp.repeat(observation.image_mask[name][:, None], tokens[0].shape[1], axis=1) for name in cameras]
+        return tokens, masks
+
+    def _check(self, observation: Observation) -> None:
+        size = self.config.vision.image_size
+        for name in self.config.cameras:
+            found = observation.images[name].shape[-3:-1] if name in observation.images else "no such camera"
+            if found != (size, size):
+                raise errors.ConfigError(
+                    f"camera {name!r} of the observation",
+                    expected=f"images of {size}x{size}",
+                    found=f"{found}; cameras: {', '.join(observation.images)}",
+                    fix="name the cameras of the data in cameras, and resize them to vision.image_size",
+                )
+
+
+class _Loop(NamedTuple):
+    """The state of `generate`."""
+
+    slot: Int[Array, ""]
+    logits: Float[Array, "b v"]  # of the token that goes into `slot`
+    tokens: Int[Array, "b n"]
+    mask: Bool[Array, "b n"]
+    running: Bool[Array, "b"]
+    cache: tuple[Float[Array, "layers b n g k"], Float[Array, "layers b n g k"]]
+
+
+def _choose(key: Key[Array, ""], logits: Float[Array, "b v"], temperature: float) -> Int[Array, "b"]:
+    if temperature == 0:
+        return logits.argmax(-1).astype(jnp.int32)
+    return jax.random.categorical(key, logits / temperature).astype(jnp.int32)
