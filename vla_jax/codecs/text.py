@@ -95,7 +95,7 @@ class SentencePieceTokenizer:
 
     @functools.cached_property
     def _model(self):
-        return _optional("sentencepiece").SentencePieceProcessor(model_file=str(self.path))
+        return optional_package("sentencepiece").SentencePieceProcessor(model_file=str(self.path))
 
     @property
     def vocab_size(self) -> int:
@@ -123,7 +123,7 @@ class JsonTokenizer:
 
     @functools.cached_property
     def _model(self):
-        model = _optional("tokenizers").Tokenizer.from_file(str(self.path))
+        model = optional_package("tokenizers").Tokenizer.from_file(str(self.path))
         model.no_truncation()  # a file's truncation setting would cut prompts without a word
         model.no_padding()
         return model
@@ -165,7 +165,7 @@ def _require_file(path: str | Path, place: str) -> None:
         raise errors.ConfigError(place, expected="a tokenizer file", found=f"{path}, which is not a file")
 
 
-def _optional(package: str) -> ModuleType:
+def optional_package(package: str) -> ModuleType:
     try:
         return importlib.import_module(package)
     except ImportError as error:
