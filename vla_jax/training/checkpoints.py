@@ -101,7 +101,7 @@ class Checkpoints:
             "leaves": {name: {path: describe(leaf) for path, leaf in part.items()} for name, part in leaves.items()},
         }
         items = {
-            name: ocp.args.PyTreeSave(_nest({path: _storable(leaf) for path, leaf in part.items()}))
+            name: ocp.args.PyTreeSave(nest({path: _storable(leaf) for path, leaf in part.items()}))
             for name, part in stored.items()
             if part
         }
@@ -160,7 +160,7 @@ def load_actor(
     table = document["leaves"]["actor"]
     if expected is not None:
         compare(flatten(expected), table, f"{folder}: the actor's parameters are of another shape")
-    abstract = _nest(
+    abstract = nest(
         {name: jax.ShapeDtypeStruct(tuple(shape), _dtype(dtype)) for name, (shape, dtype) in table.items()}
     )
     if mesh is None:
@@ -171,7 +171,7 @@ def load_actor(
     placed = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), abstract, shardings
     )
-    return _nest(_load(folder / "actor", flatten(placed))), document
+    return nest(_load(folder / "actor", flatten(placed))), document
 
 
 def step_folder(path: str | Path, step: int | None = None) -> Path:
@@ -328,7 +328,7 @@ def _load(folder: Path, templates: Leaves) -> Leaves:
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         restored = reader.restore(
             folder,
-            args=ocp.args.PyTreeRestore(_nest(abstract), restore_args=_nest(options), partial_restore=True),
+            args=ocp.args.PyTreeRestore(nest(abstract), restore_args=nest(options), partial_restore=True),
         )
     loaded = flatten(restored)
     return {path: _like(leaf, loaded[path]) for path, leaf in templates.items()}
@@ -358,7 +358,8 @@ def _dtype(name: str) -> Any:
     return jax.eval_shape(lambda: jax.random.key(0, impl=_key_kinds()[name])).dtype
 
 
-def _nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
+def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten` for nested dicts."""
     tree: dict[str, Any] = {}
     for path, leaf in leaves.items():
         *parents, name = path.split("/")

@@ -1,0 +1,240 @@
+"""The foreign checkpoint formats that we read and write, each as one table for a given network.
+
+    openpi     orbax checkpoints of pi0, pi0.5 and pi0-FAST          everything
+    lerobot    model.safetensors of LeRobot's pi0 and pi0.5          everything
+    paligemma  Hugging Face safetensors                              towers, projection, words
+    gemma      Hugging Face safetensors                              the language model
+    siglip     Hugging Face safetensors                              the vision tower
+
+The last three leave the rest of a policy as it starts.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import numpy as np
+
+from vla_jax.core import errors
+from vla_jax.nets.paligemma import PaliGemmaConfig
+from vla_jax.nets.vla_transformer import VlaTransformerConfig
+from vla_jax.policies.flow import FlowConfig
+from vla_jax.training.interop import towers as parts
+from vla_jax.training.interop.rules import Constant, Layout, Rule, Unused, flip_sign, reflect_time
+from vla_jax.training.interop.towers import Towers
+
+Backbone = VlaTransformerConfig | PaliGemmaConfig
+
+_TIED = "tied to the embedding"
+_NO_WORDS = "its final norm feeds the words only, and this policy writes none"
+_HEAD = "the pooling head, which a tower of patch tokens does without"
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """One foreign format: how its table is made, and whether it fills a whole policy."""
+
+    make: Callable[[Backbone, FlowConfig | None, str], Layout]
+    orbax: bool = False
+
+
+def layout(name: str, backbone: Backbone, flow: FlowConfig | None = None, prefix: str = "backbone/") -> Layout:
+    """The table of format `name` for a policy on `backbone` with a `flow` decoder, or for the backbone alone.
+
+    `prefix` is where the backbone's parameters stand in the tree; the decoder's stand at the top. Raises ConfigError
+    for an unknown format, or a network that the format cannot hold.
+    """
+    if name not in FORMATS:
+        raise errors.ConfigError(f"no layout {name!r}", fix=errors.closest(name, FORMATS))
+    return FORMATS[name].make(backbone, flow, prefix)
+
+
+def openpi(backbone: Backbone, flow: FlowConfig | None, prefix: str) -> Layout:
+    """openpi's own names (its commit 15a9616)."""
+    where, llm = _standard_towers("openpi", backbone, prefix), "PaliGemma/llm/"
+    rules = [
+        *parts.openpi_siglip(where.vision, where.vision_path, "PaliGemma/img/"),
+        *parts.dense(where.projection_path, "PaliGemma/img/head", torch=False),
+        Rule((where.embedding_path,), f"{llm}embedder/input_embedding", "v d -> v d"),
+        *parts.openpi_gemma(where.language, where.layers_path, llm),
+    ]
+    unused, constants = _prefix_norm(where, f"{llm}final_norm/scale", rules)
+    if isinstance(backbone, VlaTransformerConfig):
+        adaptive, mixture = backbone.adaptive_norm, f"{prefix}mixture/"
+        rules += parts.openpi_gemma(
+            backbone.suffix_expert, f"{mixture}suffix_layers", llm, expert="_1", adaptive=adaptive
+        )
+        rows = parts.openpi_norm(f"{mixture}suffix_norm", f"{llm}final_norm_1", adaptive=adaptive)
+        rules += [Rule((ours,), theirs, pattern) for ours, theirs, pattern in rows]
+        rules += _action_heads(backbone, flow, prefix, lambda name: name, torch=False)
+    return Layout("openpi", tuple(rules), unused, constants)
+
+
+def lerobot(backbone: Backbone, flow: FlowConfig | None, prefix: str) -> Layout:
+    """LeRobot's names, and openpi's torch ones, which lack the leading `model.`."""
+    where, top = _standard_towers("lerobot", backbone, prefix), "model.paligemma_with_expert."
+    if not isinstance(backbone, VlaTransformerConfig):
+        raise errors.ConfigError("layout lerobot", expected="a pi0 or pi0.5", found=type(backbone).__name__)
+    vlm, expert = f"{top}paligemma.model.", f"{top}gemma_expert."
+    projection = f"{vlm}multi_modal_projector.linear"
+    rules = _huggingface_rules(where, f"{vlm}language_model.", f"{vlm}vision_tower.vision_model.", projection)
+    unused, constants = _prefix_norm(where, f"{vlm}language_model.norm.weight", rules)
+    adaptive, mixture = backbone.adaptive_norm, f"{prefix}mixture/"
+    rules += parts.huggingface_gemma(
+        backbone.suffix_expert, f"{mixture}suffix_layers", f"{expert}model.", adaptive=adaptive
+    )
+    rows = parts.huggingface_norm(f"{mixture}suffix_norm", f"{expert}model.norm", adaptive=adaptive)
+    rules += [Rule((ours,), theirs, pattern) for ours, theirs, pattern in rows]
+    rules += _action_heads(backbone, flow, prefix, lambda name: f"model.{name}", torch=True)
+    unused += (
+        Unused(rf"{_quoted(top)}paligemma\.lm_head\.weight", _TIED),
+        Unused(rf"{_quoted(expert)}lm_head\.weight", "the action expert writes no words"),
+        Unused(rf"{_quoted(vlm)}vision_tower\.vision_model\.head\..*", _HEAD),
+    )
+    constants += (Constant(f"{expert}lm_head.weight", (backbone.vocab_size, backbone.suffix_expert.width)),)
+    aliases = (
+        (r"^(?!model\.)", "model."),
+        (r"paligemma\.(vision_tower|multi_modal_projector)\.", r"paligemma.model.\1."),
+        (r"paligemma\.language_model\.model\.", "paligemma.model.language_model."),
+        (r"paligemma\.language_model\.lm_head\.", "paligemma.lm_head."),
+        (r"vision_tower\.(?!vision_model\.)", "vision_tower.vision_model."),
+    )
+    return Layout("lerobot", tuple(rules), unused, constants, aliases)
+
+
+def paligemma(backbone: Backbone, flow: FlowConfig | None, prefix: str) -> Layout:
+    """transformers' PaliGemmaForConditionalGeneration, from its first release to version 5."""
+    where = _standard_towers("paligemma", backbone, prefix)
+    language = "language_model.model."
+    rules = _huggingface_rules(where, language, "vision_tower.vision_model.", "multi_modal_projector.linear")
+    unused, constants = _prefix_norm(where, f"{language}norm.weight", rules)
+    unused += (
+        Unused(r"language_model\.lm_head\.weight", _TIED),
+        Unused(r"vision_tower\.vision_model\.head\..*", _HEAD),
+    )
+    aliases = (
+        (r"^model\.(vision_tower|multi_modal_projector)\.", r"\1."),
+        (r"^model\.language_model\.", "language_model.model."),
+        (r"^lm_head\.", "language_model.lm_head."),
+        (r"^vision_tower\.(?!vision_model\.)", "vision_tower.vision_model."),
+    )
+    return Layout("paligemma", tuple(rules), fresh=("*",), unused=unused, constants=constants, aliases=aliases)
+
+
+def gemma(backbone: Backbone, flow: FlowConfig | None, prefix: str) -> Layout:
+    """transformers' GemmaForCausalLM, or GemmaModel, which lacks the leading `model.`."""
+    where = parts.towers(backbone, prefix)
+    rules = _language_rules(where, "model.")
+    unused, constants = _prefix_norm(where, "model.norm.weight", rules)
+    unused += (Unused(r"lm_head\.weight", _TIED), Unused(r".*rotary_emb\.inv_freq", "computed from the positions"))
+    aliases = ((r"^(?!model\.|lm_head\.)", "model."),)
+    return Layout("gemma", tuple(rules), fresh=("*",), unused=unused, constants=constants, aliases=aliases)
+
+
+def siglip(backbone: Backbone, flow: FlowConfig | None, prefix: str) -> Layout:
+    """The vision half of transformers' SiglipModel, or SiglipVisionModel."""
+    where = _standard_towers("siglip", backbone, prefix)
+    rules = parts.huggingface_siglip(where.vision, where.vision_path, "vision_model.")
+    unused = (
+        Unused(r"vision_model\.head\..*", _HEAD),
+        Unused(r"text_model\..*|logit_(scale|bias)", "the text half, which is for contrastive training"),
+    )
+    aliases = ((r"^(?!vision_model\.|text_model\.|logit_)", "vision_model."),)
+    return Layout("siglip", tuple(rules), fresh=("*",), unused=unused, aliases=aliases)
+
+
+FORMATS = {
+    "openpi": Format(openpi, orbax=True),
+    "lerobot": Format(lerobot),
+    "paligemma": Format(paligemma),
+    "gemma": Format(gemma),
+    "siglip": Format(siglip),
+}
+
+
+def _huggingface_rules(where: Towers, language: str, vision: str, projection: str) -> list[Rule]:
+    return [
+        *parts.huggingface_siglip(where.vision, where.vision_path, vision),
+        *parts.dense(where.projection_path, projection, torch=True),
+        *_language_rules(where, language),
+    ]
+
+
+def _language_rules(where: Towers, theirs: str) -> list[Rule]:
+    # Google's own tables are padded to a round number of rows: 257216 for 257152 words.
+    embedding = Rule((where.embedding_path,), f"{theirs}embed_tokens.weight", "v d -> v d", longer="v")
+    return [embedding, *parts.huggingface_gemma(where.language, where.layers_path, theirs)]
+
+
+def _prefix_norm(where: Towers, theirs: str, rules: list[Rule]) -> tuple[tuple[Unused, ...], tuple[Constant, ...]]:
+    """Add the rule for the norm before the words where the network has one; else say why it is left out."""
+    if where.norm_path is not None:
+        rules.append(Rule((f"{where.norm_path}/scale",), theirs, "d -> d"))
+        return (), ()
+    return (Unused(_quoted(theirs), _NO_WORDS),), (Constant(theirs, (where.language.width,)),)
+
+
+def _action_heads(
+    backbone: VlaTransformerConfig, flow: FlowConfig | None, prefix: str, named: Callable[[str], str], *, torch: bool
+) -> list[Rule]:
+    """State and action projections and the flow time's network, whose direction turns (see `reflect_time`)."""
+    if flow is None:
+        return []
+    _check_pi(backbone, flow)
+    width = backbone.suffix_expert.width
+    periods = 4e-3 * (4.0 / 4e-3) ** np.linspace(0, 1, width // 2)  # of `nets.linear.sincos`
+    dense = functools.partial(parts.dense, torch=torch)
+    if flow.time_conditioning == "adaptive_norm":
+        time, rows = "time_mlp", slice(None)
+    else:
+        time, rows = "action_time_mlp", slice(width, None)  # the first rows read the action token
+    state = []
+    if backbone.state_token == "suffix":
+        # Theirs has the width of the padded actions. A robot's state fills the first entries, and zeros add nothing.
+        kernel, bias = dense(f"{prefix}state_in", named("state_proj"))
+        state = [dataclasses.replace(kernel, longer="i", padded_to=flow.action_dim), bias]
+    return [
+        *dense("action_in", named("action_in_proj")),
+        *dense("time_in", named(f"{time}_in"), kernel_values=reflect_time(periods, rows)),
+        *dense("time_out", named(f"{time}_out")),
+        *dense("action_out", named("action_out_proj"), kernel_values=flip_sign, bias_values=flip_sign),
+        *state,
+    ]
+
+
+def _check_pi(backbone: VlaTransformerConfig, flow: FlowConfig) -> None:
+    kinds = {("suffix", "concat"): "pi0", ("text", "adaptive_norm"): "pi0.5"}
+    found = (backbone.state_token, flow.time_conditioning)
+    if found not in kinds or backbone.adaptive_norm != (flow.time_conditioning == "adaptive_norm"):
+        raise errors.ConfigError(
+            "this policy is neither pi0 nor pi0.5",
+            expected="state_token 'suffix' with time_conditioning 'concat' (pi0), or 'text' with 'adaptive_norm' in "
+            "backbone and decoder (pi0.5)",
+            found=f"state_token {found[0]!r}, time_conditioning {found[1]!r}, adaptive_norm={backbone.adaptive_norm}",
+            fix="build the backbone with nets.vla_transformer.pi0 or pi05",
+        )
+
+
+def _standard_towers(name: str, backbone: Backbone, prefix: str) -> Towers:
+    """Raises ConfigError for our small departures, which no foreign format has a place for."""
+    own = [
+        field
+        for field, differs in (
+            ("vision.stem", backbone.vision.stem != "patch"),
+            ("vision.mixed_tokens", backbone.vision.mixed_tokens is not None),
+            ("camera_embedding", backbone.camera_embedding and name in ("openpi", "lerobot")),
+        )
+        if differs
+    ]
+    if own:
+        raise errors.ConfigError(
+            f"layout {name} has no place for {', '.join(own)}",
+            expected="the published network: stem='patch', mixed_tokens=None, camera_embedding=False",
+            found=", ".join(own),
+            fix="build the backbone with nets.vla_transformer.pi0 or pi05, or nets.paligemma.paligemma",
+        )
+    return parts.towers(backbone, prefix)
+
+
+def _quoted(name: str) -> str:
+    return name.replace(".", r"\.")
