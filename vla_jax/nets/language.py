@@ -152,9 +152,11 @@ class VisionLanguage(nnx.Module):
 
     def _image_tokens(self, observation: Observation):
         cameras, dtype = self.config.cameras, jnp.dtype(self.config.compute_dtype)
-        # One pass for all cameras: they share the tower.
-        images = jnp.concatenate([observation.images[name] for name in cameras])
-        tokens = jnp.split(self.vision_out(self.vision(images, dtype)), len(cameras))
+        # One pass for all cameras: they share the tower. An example's cameras stay neighbours, so that a batch that is
+        # split over devices stays where it is.
+        images = jnp.stack([observation.images[name] for name in cameras], axis=1)
+        seen = self.vision_out(self.vision(images.reshape(-1, *images.shape[2:]), dtype))
+        tokens = list(jnp.moveaxis(seen.reshape(*images.shape[:2], *seen.shape[1:]), 1, 0))
         if self.config.camera_embedding:
             tokens = [x + self.camera_embedding[...][i].astype(dtype)[None, None] for i, x in enumerate(tokens)]
         masks = [jnp.repeat(observation.image_mask[name][:, None], tokens[0].shape[1], axis=1) for name in cameras]

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vla_jax.core import errors
+from vla_jax.core import errors, placement
 
 M = TypeVar("M", bound=nnx.Module)
 # What a layer keeps for its gradient: everything, its input only, or its input and the matrix products named.
@@ -49,7 +49,7 @@ def scan_layers(
     def body(carry, inputs):
         layer_states, x = inputs
         layers = [nnx.merge(graph, state) for graph, state in zip(graphs, layer_states, strict=True)]
-        return step(carry, layers, x)
+        return step(placement.over_batch(carry), layers, x)
 
     if remat:
         # A scan is a barrier to common-subexpression elimination already, so checkpoint's own would only cost.

@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from vla_jax.core import errors
+from vla_jax.core import errors, placement
 
 AXES = ("data", "fsdp", "tensor")
-BATCH_AXES = ("data", "fsdp")
+BATCH_AXES = placement.BATCH_AXES
 
 LOGICAL_RULES: dict[str, str | None] = {
     "vocab": "tensor",

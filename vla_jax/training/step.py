@@ -69,12 +69,13 @@ class TrainStep:
         return jax.jit(self.apply, donate_argnums=0, out_shardings=(self.shardings, copied))
 
     def apply(self, carry: Carry, batch: Any) -> tuple[Carry, Int[Array, ""]]:
-        """The pure function that `run` compiles."""
-        if self.scan_updates == 1:
-            carry = self._update(carry, batch)
-        else:
-            carry, _ = jax.lax.scan(lambda carry, batch: (self._update(carry, batch), None), carry, batch)
-        return carry, carry.train_step + 0
+        """The pure function that `run` compiles. Networks learn the mesh from the context (`core/placement.py`)."""
+        with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
+            if self.scan_updates == 1:
+                carry = self._update(carry, batch)
+            else:
+                carry, _ = jax.lax.scan(lambda carry, batch: (self._update(carry, batch), None), carry, batch)
+            return carry, carry.train_step + 0
 
     @functools.cached_property
     def stack(self) -> Any:
