@@ -105,3 +105,13 @@ def _make(name, request):
     if name == "sentencepiece":
         return text.SentencePieceTokenizer(request.getfixturevalue("sentencepiece_file"))
     return text.JsonTokenizer(request.getfixturevalue("json_file"))
+
+
+def test_a_template_puts_the_instruction_into_a_sentence():
+    tokenizer = text.TemplateTokenizer(text.ByteTokenizer(), "Task: {instruction}, State:")
+    ids, mask = tokenizer.encode(" Pick_up\nthe {Cup} ", 40)
+    assert tokenizer.decode(ids[mask]) == "Task: pick up the {cup}, State:"
+    ids, mask = text.TemplateTokenizer(text.ByteTokenizer(), "{instruction}", lower_case=False).encode("The_Cup", 40)
+    assert tokenizer.decode(ids[mask]) == "The Cup"
+    with pytest.raises(errors.ConfigError, match="a text with"):
+        text.TemplateTokenizer(text.ByteTokenizer(), "Task")

@@ -27,6 +27,10 @@ class Tokenizer(Protocol):
         """`length` ids and the mask of the real ones; raises ConfigError when the text needs more."""
         ...
 
+    def pieces(self, text: str) -> list[int]:
+        """The ids of a text in the middle of another: spaces count, and nothing is added."""
+        ...
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of the real ids, padding dropped."""
         ...
@@ -41,7 +45,10 @@ class ByteTokenizer:
         return 257
 
     def encode(self, text: str, length: int) -> Encoded:
-        return _pad([byte + 1 for byte in text.encode("utf-8")], text, length)
+        return _pad(self.pieces(text), text, length)
+
+    def pieces(self, text: str) -> list[int]:
+        return [byte + 1 for byte in text.encode("utf-8")]
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(int(i) - 1 for i in ids if i != 0).decode("utf-8", errors="replace")
@@ -67,13 +74,16 @@ class WordTokenizer:
         return len(self.words) + 1
 
     def encode(self, text: str, length: int) -> Encoded:
+        return _pad(self.pieces(text), text, length)
+
+    def pieces(self, text: str) -> list[int]:
         for word in text.lower().split():
             if word not in self.words:
                 raise errors.ConfigError(
                     f"instruction {text!r} has the unknown word {word!r}",
                     fix=f"{errors.closest(word, self.words)}; or use ByteTokenizer",
                 )
-        return _pad([self.words.index(word) + 1 for word in text.lower().split()], text, length)
+        return [self.words.index(word) + 1 for word in text.lower().split()]
 
     def decode(self, ids: Sequence[int]) -> str:
         return " ".join(self.words[int(i) - 1] for i in ids if i != 0)
@@ -106,6 +116,9 @@ class SentencePieceTokenizer:
         ids = self._model.encode(one_line, add_bos=self.add_bos)
         return _pad(ids + self._model.encode(self.end), text, length)
 
+    def pieces(self, text: str) -> list[int]:
+        return self._model.encode(text)
+
     def decode(self, ids: Sequence[int]) -> str:
         # Padding is id 0 and so is the pad or unknown piece of most models: neither is text.
         return self._model.decode([int(i) for i in ids if i != 0]).strip()
@@ -135,8 +148,44 @@ class JsonTokenizer:
     def encode(self, text: str, length: int) -> Encoded:
         return _pad(self._model.encode(text, add_special_tokens=self.add_special_tokens).ids, text, length)
 
+    def pieces(self, text: str) -> list[int]:
+        return self._model.encode(text, add_special_tokens=False).ids
+
     def decode(self, ids: Sequence[int]) -> str:
         return self._model.decode([int(i) for i in ids], skip_special_tokens=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class TemplateTokenizer:
+    """Instructions inside a sentence: "Task: {instruction}, State:" is how pi0-FAST and pi0.5 begin.
+
+    Underscores and line breaks of the instruction become blanks.
+    """
+
+    tokenizer: Tokenizer
+    template: str  # with "{instruction}" in it
+    lower_case: bool = True  # as pi0-FAST reads; pi0.5 keeps capitals
+
+    def __post_init__(self):
+        if "{instruction}" not in self.template:
+            raise errors.ConfigError(
+                "TemplateTokenizer.template", expected='a text with "{instruction}"', found=self.template
+            )
+
+    @property
+    def vocab_size(self) -> int:
+        return self.tokenizer.vocab_size
+
+    def encode(self, text: str, length: int) -> Encoded:
+        text = text.lower() if self.lower_case else text
+        instruction = " ".join(text.replace("_", " ").split())
+        return self.tokenizer.encode(self.template.replace("{instruction}", instruction), length)
+
+    def pieces(self, text: str) -> list[int]:
+        return self.tokenizer.pieces(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(ids)
 
 
 def prompt_table(tokenizer: Tokenizer, instructions: Sequence[str], length: int) -> PromptTable:
