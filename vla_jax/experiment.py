@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from vla_jax.core import errors
+from vla_jax.core import errors, functional
 from vla_jax.core.types import Params
 from vla_jax.data import normalization
 from vla_jax.data.demonstrations import compute_statistics
@@ -52,15 +52,25 @@ def train(recipe: Recipe, run_dir: str | Path, *, quiet: bool = False) -> FitRes
     judging = [_judge(recipe, config, learner, edges, recipe.evaluation) for config in recipe.evaluation.envs]
     source, warm_start = _source(recipe, learner, edges, by_dataset)
     spec = judging[0].spec
+    metadata = trained.contract(recipe, statistics, spec.action_names, spec.control_hz, by_dataset)
+    metadata[_MARKS] = libero_check.marks(_dataset_paths(recipe))
+    thaw = None
+    if recipe.tuning.freezes:
+        mark = metadata[trained.BASE] = trained.base_mark(recipe, run_dir)
+
+        def thaw(state: LearnerState) -> LearnerState:
+            return learner.with_frozen(state, trained.load_base(recipe.start_from, mark, run_dir))
+
     return fit(
         learner,
         source,
         recipe.fit,
         run_dir,
         evaluate=_evaluator(judging, recipe, learner, edges) if recipe.fit.eval_every else None,
-        metadata=trained.contract(recipe, statistics, spec.action_names, spec.control_hz, by_dataset)
-        | {_MARKS: libero_check.marks(_dataset_paths(recipe))},
+        metadata=metadata,
+        logical_axes=functional.logical_axes(recipe.policy.constructor()),
         warm_start=warm_start,
+        thaw=thaw,
         augment=augmentation(recipe),
         quiet=quiet,
     )
@@ -247,9 +257,9 @@ def _source(
     )
     if recipe.start_from is None:
         return DatasetSource(loader), None
-    base = trained.load(recipe.start_from).base_params
-    return DatasetSource(loader), lambda state: state.replace(
-        params=base, ema_params=jax.tree.map(lambda x: x + 0, base)
+    key = jax.random.key(recipe.fit.seed)
+    return DatasetSource(loader), lambda state: learner.with_base(
+        state, trained.load(recipe.start_from).base_params, key
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from vla_jax.core import errors
 from vla_jax.training import optimizers
-from vla_jax.training.optimizers import Adam, AdamW, Precision
+from vla_jax.training.optimizers import Adam, AdamW
 
 PARAMS = {
     "backbone": {"dense": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}, "norm": {"scale": jnp.ones((4, 2))}},
@@ -107,11 +107,3 @@ def test_impossible_schedules_are_refused(fields):
     for config in (Adam, AdamW):
         with pytest.raises(errors.ConfigError):
             config(**fields)
-
-
-def test_precision_takes_dtypes_one_can_train_in():
-    assert Precision(compute="bfloat16").compute_dtype == jnp.bfloat16
-    with pytest.raises(errors.ConfigError, match="did you mean 'bfloat16'"):
-        Precision(compute="bfloat")
-    with pytest.raises(errors.ConfigError):
-        Precision(params="float16")

@@ -4,7 +4,7 @@ A learner is a frozen dataclass of config and static modules. `update` is pure, 
 it. Learners get batches; where those come from is the business of `training/sources.py`.
 """
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from flax import struct
 from jaxtyping import Array, Float, Int, Key
@@ -36,4 +36,13 @@ class Learner(Protocol):
         self, actor_params: Params, key: Key[Array, ""], observation: Observation, memory: Memory
     ) -> tuple[Float[Array, "b h a"], Memory]:
         """A chunk of normalized actions for every observation of the batch."""
+        ...
+
+
+@runtime_checkable
+class HasFrozen(Protocol):
+    """A learner whose state holds parameters that no update changes: checkpoints leave them out."""
+
+    def without_frozen(self, state: Any) -> Any:
+        """The state that a checkpoint holds; `actor` of it is what a checkpoint holds for acting."""
         ...

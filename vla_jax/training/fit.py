@@ -22,7 +22,7 @@ import jax
 
 from vla_jax.core import errors, runtime
 from vla_jax.core.types import Params, Transitions
-from vla_jax.learners.base import Learner, LearnerState
+from vla_jax.learners.base import HasFrozen, Learner, LearnerState
 from vla_jax.training import checkpoints, interrupts, sharding, step
 from vla_jax.training import logging as logs
 from vla_jax.training.sources import Closes, Source, UsesMesh
@@ -30,6 +30,7 @@ from vla_jax.training.sources import Closes, Source, UsesMesh
 _MAX_IN_FLIGHT = 2  # updates dispatched but not done: enough to hide the host, few enough to bound the batches held
 
 Evaluate = Callable[[Params, int], Mapping[str, float]]
+WarmStart = Callable[[LearnerState], LearnerState]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +84,8 @@ def fit(
     evaluate: Evaluate | None = None,
     metadata: Mapping[str, Any],
     logical_axes: Mapping[str, Any] | None = None,
-    warm_start: Callable[[LearnerState], LearnerState] | None = None,
+    warm_start: WarmStart | None = None,
+    thaw: WarmStart | None = None,
     augment: step.Augment | None = None,
     devices: Sequence[jax.Device] | None = None,
     quiet: bool = False,
@@ -92,8 +94,9 @@ def fit(
 
     `metadata` is stored beside the weights and must have the entries `checkpoints.REQUIRED`. `logical_axes` names the
     parameters' dims for the mesh. `warm_start` maps the fresh state to the one to begin with (pretrained weights); it
-    is not called on resume. `augment` changes every batch inside the compiled step, with a key folded from the step.
-    SIGTERM and SIGINT save and return with `interrupted=True`; a second one kills.
+    is not called on resume; `thaw` is, where the learner has frozen parameters (`HasFrozen`): it puts them back into a
+    state from a checkpoint, which leaves them out. `augment` changes every batch inside the compiled step, with a key
+    folded from the step. SIGTERM and SIGINT save and return with `interrupted=True`; a second one kills.
 
     Raises TrainingError at the first non-finite metric (with `nan_guard`), CheckpointError when the latest checkpoint
     does not fit the learner or the source, ConfigError for impossible settings.
@@ -128,7 +131,7 @@ def fit(
             )
         )
         run = _Run(learner, source, config, Path(run_dir), evaluate, dict(metadata), train_step, store, quiet)
-        with run.opened(example, warm_start):
+        with run.opened(example, warm_start, thaw):
             return run.loop()
 
 
@@ -159,7 +162,7 @@ class _Run:
         self.in_flight: deque[jax.Array] = deque()
 
     @contextlib.contextmanager
-    def opened(self, example: Any, warm_start: Callable[[LearnerState], LearnerState] | None) -> Iterator[None]:
+    def opened(self, example: Any, warm_start: WarmStart | None, thaw: WarmStart | None) -> Iterator[None]:
         """With a carry, fresh or restored, and the logs at its step."""
         latest = self.store.latest_step()
         if latest is None:
@@ -168,7 +171,7 @@ class _Run:
                 warm = warm_start(self.carry.learner)
                 self.carry = self.carry.replace(learner=sharding.shard_state(warm, self.train_step.shardings.learner))
         else:
-            self._restore(latest)
+            self._restore(latest, thaw)
         is_main = jax.process_index() == 0
         log = logs.RunLog(
             self.run_dir,
@@ -265,17 +268,21 @@ class _Run:
             sums, count, values = jax.device_get((self.carry.sums, self.carry.count, self.source_values))
             interval = {"sums": sums, "count": count, "source_values": values}
             self.log.sync()
+            stored = self._without_frozen(self.carry.learner)
             self.store.save(
                 self.step,
-                self.carry.learner,
-                self.learner.actor(self.carry.learner),
+                stored,
+                self.learner.actor(stored),
                 self.source.state(),
                 {**self.metadata, "fit": self.config, "log_interval": interval},
                 self.step_metrics,
             )
         self.saved_step = self.step
 
-    def _restore(self, latest: int) -> None:
+    def _without_frozen(self, state: LearnerState) -> LearnerState:
+        return self.learner.without_frozen(state) if isinstance(self.learner, HasFrozen) else state
+
+    def _restore(self, latest: int, thaw: WarmStart | None) -> None:
         abstract = jax.tree.map(
             lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
             self.train_step.abstract.learner,
@@ -291,8 +298,10 @@ class _Run:
             ),
             self.source.state(),
         )
-        state, source_state = self.store.restore(latest, abstract, source_template)
+        state, source_state = self.store.restore(latest, self._without_frozen(abstract), source_template)
         self.source.restore(source_state)
+        if thaw is not None:
+            state = sharding.shard_state(thaw(state), self.train_step.shardings.learner)
         interval = self.store.metadata(latest)["log_interval"]
         self.carry = self.train_step.resumed(state, latest, interval["sums"], interval["count"])
         self.source_values = interval["source_values"]

@@ -5,7 +5,6 @@ import fnmatch
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from vla_jax.core import errors
@@ -84,32 +83,6 @@ class Adam:
     def build(self) -> optax.GradientTransformation:
         """The transformation; `init` raises ConfigError when a freeze pattern matches no parameter."""
         return _finish(self, optax.adam(self.schedule(), b1=self.b1, b2=self.b2, eps=self.eps))
-
-
-@dataclasses.dataclass(frozen=True)
-class Precision:
-    """Dtypes by name: parameters and moments are kept in `params`, networks compute in `compute`."""
-
-    params: str = "float32"
-    compute: str = "float32"
-
-    def __post_init__(self):
-        known = {"params": ("float32", "bfloat16"), "compute": ("float32", "bfloat16", "float16")}
-        for field, names in known.items():
-            if getattr(self, field) not in names:
-                raise errors.ConfigError(
-                    f"Precision.{field} is not a dtype to train in",
-                    found=getattr(self, field),
-                    fix=errors.closest(getattr(self, field), names),
-                )
-
-    @property
-    def params_dtype(self) -> jnp.dtype:
-        return jnp.dtype(self.params)
-
-    @property
-    def compute_dtype(self) -> jnp.dtype:
-        return jnp.dtype(self.compute)
 
 
 def decayed(params: Params, no_decay: tuple[str, ...] = NO_DECAY) -> Any:

@@ -30,6 +30,7 @@ from vla_jax.policies.flow import FlowConfig, FlowPolicy
 from vla_jax.training.fit import FitConfig
 from vla_jax.training.online import ReplayConfig
 from vla_jax.training.optimizers import Adam, AdamW
+from vla_jax.training.tuning import TuningConfig
 
 _BACKBONES = {ConvFilmConfig: ConvFilm, VlaTransformerConfig: VlaTransformer}
 _DECODERS = {FlowConfig: FlowPolicy, BinsConfig: BinsPolicy}
@@ -130,6 +131,7 @@ class Recipe:
     text: TextConfig = TextConfig()
     replay: ReplayConfig | None = None  # of online learners: they act in `evaluation.envs[0]`
     start_from: str | None = None  # a run folder or checkpoint whose policy this run begins with
+    tuning: TuningConfig = TuningConfig()  # of imitation: adapters, freezing, dtypes
 
     def __post_init__(self):
         if isinstance(self.learner, EXPOConfig) and (self.replay is None or self.start_from is None):
@@ -143,6 +145,20 @@ class Recipe:
                 f"recipe {self.name}: EXPO acts in evaluation.envs[0]",
                 expected="an environment that is a JAX program, such as TabletopConfig",
                 found=type(self.evaluation.envs[0]).__name__,
+            )
+        if self.tuning != TuningConfig() and not isinstance(self.learner, ImitationConfig):
+            raise errors.ConfigError(
+                f"recipe {self.name}: tuning",
+                expected="the default: only imitation trains a part of the policy",
+                found=type(self.learner).__name__,
+                fix="fine-tune with imitation first, and start from its checkpoint",
+            )
+        if self.tuning.freezes and self.start_from is None:
+            raise errors.ConfigError(
+                f"recipe {self.name}: start_from",
+                expected="a checkpoint, because tuning freezes parameters, which checkpoints of this run leave out",
+                found=None,
+                fix='set start_from, or train everything: lora=(), train=("*",)',
             )
         horizon, executed = self.policy.decoder.action_horizon, self.evaluation.execution_horizon
         if executed > horizon:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import zlib
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -20,8 +21,11 @@ from vla_jax.learners.expo import EXPO, EXPOConfig
 from vla_jax.learners.imitation import Imitation
 from vla_jax.policies.base import Policy
 from vla_jax.training import checkpoints
+from vla_jax.training.quantize import quantize
 from vla_jax.training.recipe import Recipe, from_plain, to_plain
+from vla_jax.training.tuning import Tuning, TuningConfig
 
+BASE = "base"  # in the metadata, where a part of the policy was frozen: which checkpoint it was read from
 _BY_DATASET = "normalization_by_dataset"  # in the metadata, where every dataset has its own
 
 
@@ -38,7 +42,8 @@ def make_learner(recipe: Recipe) -> Learner:
             base_optimizer=optimizer,
             config=recipe.learner,
         )
-    return Imitation(constructor, optimizer, recipe.learner)
+    tuning = None if recipe.tuning == TuningConfig() else Tuning(recipe.tuning, constructor)
+    return Imitation(constructor, optimizer, recipe.learner, tuning)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,19 +139,38 @@ class TrainedPolicy:
         """The parameters of the policy network alone, whatever trained it."""
         return self.params["base"] if isinstance(self.recipe.learner, EXPOConfig) else self.params
 
+    def quantized(self) -> "TrainedPolicy":
+        """The policy with its kernels in int8 and the rest in bfloat16: a quarter of the memory (training/quantize.py).
+
+        Raises ConfigError for learners whose parameters are more than a policy's.
+        """
+        if isinstance(self.recipe.learner, EXPOConfig):
+            raise errors.ConfigError(f"{self.path}: int8 weights", expected="an imitation policy", found="EXPO")
+        kernels = Tuning(TuningConfig(), self.constructor).kernels
+        return dataclasses.replace(self, params=quantize(self.params, kernels, others="bfloat16"))
+
     @property
     def constructor(self) -> Callable[[nnx.Rngs], Policy]:
         return self.recipe.policy.constructor()
 
 
-def load(path: str | Path, step: int | None = None, *, dataset: str | None = None) -> TrainedPolicy:
+def load(
+    path: str | Path, step: int | None = None, *, dataset: str | None = None, base: str | Path | None = None
+) -> TrainedPolicy:
     """A checkpoint as a policy. Of one whose datasets were normalized each by its own statistics, `dataset` is the key
-    of those to act with; without it, the first.
+    of those to act with; without it, the first. A checkpoint with adapters or frozen parts is merged with the
+    checkpoint that its run started from, `base` where that has moved.
 
-    Raises CheckpointError when `path` is no complete checkpoint of ours or has no statistics of that name.
+    Raises CheckpointError when `path` is no complete checkpoint of ours, has no statistics of that name, or when its
+    base is another than it was trained on.
     """
     params, metadata = checkpoints.load_actor(path, step=step)
     recipe = from_plain(Recipe, metadata["recipe"], f"{path}: recipe")
+    learner = make_learner(recipe)
+    if recipe.tuning != TuningConfig():
+        frozen = load_base(base or recipe.start_from, metadata[BASE], path) if recipe.tuning.freezes else {}
+        params = learner.tuning.merge(frozen, params["trained"])
+        learner = dataclasses.replace(learner, tuning=None)
     statistics = _statistics(path, metadata)
     if dataset is not None:
         by_dataset = _by_dataset(path, metadata)
@@ -156,7 +180,40 @@ def load(path: str | Path, step: int | None = None, *, dataset: str | None = Non
             )
         statistics = by_dataset[dataset]
     edges = make_edges(recipe, statistics)
-    return TrainedPolicy(Path(path), recipe, make_learner(recipe), params, edges, metadata)
+    return TrainedPolicy(Path(path), recipe, learner, params, edges, metadata)
+
+
+def base_mark(recipe: Recipe, run_dir: str | Path) -> dict[str, Any]:
+    """Which checkpoint the frozen part of a run comes from: that of the run's own checkpoints, and for a new run the
+    latest in `start_from`."""
+    steps = [int(child.name) for child in (Path(run_dir) / checkpoints.FOLDER).glob("[0-9]*") if child.name.isdigit()]
+    if steps:
+        return checkpoints.read_metadata(checkpoints.step_folder(run_dir))[BASE]
+    return _mark(checkpoints.step_folder(recipe.start_from))
+
+
+def load_base(path: str | Path, mark: Mapping[str, Any], place: str | Path) -> Params:
+    """The parameters of the policy at `path` that has this `base_mark`. Raises CheckpointError, naming `place`, when it
+    is not there: adapters fit no other."""
+    is_step = (Path(path) / "metadata").is_dir()
+    folder = checkpoints.step_folder(path, None if is_step else mark["step"])
+    found = _mark(folder)
+    if found != mark:
+        raise errors.CheckpointError(
+            f"{place}: its frozen part is not the one in {folder}",
+            expected=f"step {mark['step']} with fingerprint {mark['fingerprint']}",
+            found=f"step {found['step']} with fingerprint {found['fingerprint']}",
+            fix="name the checkpoint that the run started from: its start_from, or trained.load(..., base=...)",
+        )
+    return load(folder).base_params
+
+
+def _mark(folder: Path) -> dict[str, Any]:
+    """What tells a checkpoint from all others: orbax gives the files of every write random names of their own."""
+    files = sorted(file for file in (folder / "actor").rglob("*") if file.is_file())
+    listing = "\n".join(f"{file.relative_to(folder)} {file.stat().st_size}" for file in files)
+    step = checkpoints.read_metadata(folder)["step"]
+    return {"step": step, "fingerprint": f"{zlib.crc32(listing.encode()):08x}"}
 
 
 def load_statistics(path: str | Path, step: int | None = None) -> Statistics:
