@@ -1,13 +1,19 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
 from tests.nets import examples
-from vla_jax.core import errors
+from tests.policies import words
+from vla_jax.core import errors, functional
 from vla_jax.core.types import Demonstrations
+from vla_jax.nets.vla_transformer import VlaTransformer, pi0, pi05
 from vla_jax.policies import base
-from vla_jax.policies.flow import FlowConfig, FlowPolicy, sample_time
+from vla_jax.policies.flow import FlowConfig, FlowPolicy, Insulation, sample_time
+from vla_jax.policies.token_loss import token_losses
 
 KEY = jax.random.key(0)
 H, A, B = 4, 2, 3
@@ -120,7 +126,104 @@ def test_clipping_is_an_option():
     assert jnp.abs(make(clip_actions=True)[0].bind(loud).sample(KEY, observation, 4)).max() <= 1
 
 
-@pytest.mark.parametrize("changes", [dict(loss_samples=0), dict(time_distribution="beta"), dict(time_conditioning="x")])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(loss_samples=0),
+        dict(time_distribution="beta"),
+        dict(time_conditioning="x"),
+        dict(action_weights=(1.0,)),
+        dict(action_weights=(1.0, 0.0)),
+    ],
+)
 def test_impossible_configs_are_rejected(changes):
     with pytest.raises(errors.ConfigError):
         FlowConfig(H, A, **changes)
+
+
+INSULATED = FlowConfig(words.H, words.A, time_conditioning="adaptive_norm", insulation=Insulation(words.TEXT))
+
+
+def pi05_policy(config):
+    return lambda rngs: FlowPolicy(config, VlaTransformer(words.pi05_config(), rngs), rngs)
+
+
+def test_insulation_keeps_the_flow_loss_out_of_the_prefix_and_trains_it_with_words():
+    """Gradients of the policy's loss are those of the flow loss for the action expert and those of the words for
+    everything that reads; without insulation the flow loss reaches both."""
+    net, params = examples.init(pi05_policy(INSULATED), KEY)
+    plain, _ = functional.describe(pi05_policy(dataclasses.replace(INSULATED, insulation=None)))
+    # The gates start at zero and shut the flow loss out of everything: open them.
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: np.asarray(x) + 0.1 * rng.normal(size=x.shape).astype(np.float32), params)
+    batch = batch_of(0.5 * jax.random.uniform(KEY, (B, words.H, words.A)))
+
+    def words_alone(params):
+        policy = net.bind(params)
+        return token_losses(policy.backbone, policy.prefix(batch.observation), words.TEXT, batch)[0].mean()
+
+    @words.jit
+    def gradients(params):
+        losses = [lambda p, net=net: net.bind(p).loss(KEY, batch)[0].mean() for net in (net, plain)]
+        return [jax.grad(loss)(params) for loss in (*losses, words_alone)]
+
+    ours, flow, spoken = (dict(jax.tree_util.tree_flatten_with_path(g)[0]) for g in jax.device_get(gradients(params)))
+    readers = 0
+    for path, gradient in ours.items():
+        name = jax.tree_util.keystr(path)
+        reads = not any(part in name for part in ("suffix", "action_", "time_"))
+        readers += reads
+        np.testing.assert_allclose(gradient, (spoken if reads else flow)[path], atol=1e-5, err_msg=name)
+        assert np.abs((spoken if reads else flow)[path]).max() > 0, name
+        if reads and "prefix_norm" not in name:
+            assert np.abs(flow[path]).max() > 0, name
+    assert readers > 20
+
+
+def test_insulation_needs_words_of_the_same_chunks_and_a_prefix_that_words_can_train():
+    def build(config=INSULATED, **changes):
+        functional.describe(lambda rngs: FlowPolicy(config, VlaTransformer(words.pi05_config(**changes), rngs), rngs))
+
+    with pytest.raises(errors.ConfigError, match="writes no words"):
+        build(with_text=False)
+    with pytest.raises(errors.ConfigError, match="say other chunks"):
+        build(dataclasses.replace(INSULATED, action_horizon=5))
+    with pytest.raises(errors.ConfigError, match="train the state token"):
+        build(state_token="suffix", state_text=None, adaptive_norm=False)
+    with pytest.raises(errors.ConfigError, match="token_weight"):
+        Insulation(words.TEXT, token_weight=0.0)
+
+
+PUBLISHED = {
+    "pi0": (lambda: pi0(CAMERAS), "concat"),
+    "pi05": (lambda: pi05(CAMERAS), "adaptive_norm"),
+}
+CAMERAS = ("base", "left_wrist", "right_wrist")
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_shapes_have_the_published_number_of_parameters(name):
+    """So400m/14: patches 588 x 1152 + 1152, positions 256 x 1152, 27 layers, last norm, head 1152 x 2048 + 2048. Gemma:
+    embedding 257152 x 2048, 18 layers of two norms, q 8 and k, v 1 heads of 256, out, three MLP matrices; the 300M
+    expert likewise at width 1024 with its last norm. openpi's Gemma 2B also has a last norm, which pi0 does not use.
+    """
+    backbone, time_conditioning = PUBLISHED[name]
+    config = FlowConfig(50, 32, time_conditioning=time_conditioning)
+    _, params = functional.describe(lambda rngs: FlowPolicy(config, VlaTransformer(backbone(), rngs), rngs))
+    w, m = 1152, 4304
+    vision = 588 * w + w + 256 * w + 27 * (4 * (w * w + w) + 2 * w * m + m + w + 4 * w) + 2 * w + w * 2048 + 2048
+
+    def expert(width, mlp, norm):
+        return 18 * (2 * norm + width * 256 * (8 + 1 + 1) + 8 * 256 * width + 3 * width * mlp)
+
+    plain, adaptive = 1024, 3 * (1024 * 1024 + 1024)
+    norm = adaptive if name == "pi05" else plain
+    suffix = expert(1024, 4096, norm) + norm
+    heads = 32 * 1024 + 1024 + 1024 * 32 + 32  # actions in and out
+    if name == "pi05":
+        heads += 2 * (1024 * 1024 + 1024)  # time
+    else:
+        heads += 32 * 1024 + 1024 + 2048 * 1024 + 1024 + 1024 * 1024 + 1024  # state; actions with time
+    expected = vision + 257152 * 2048 + expert(2048, 16384, 2048) + suffix + heads
+    assert functional.count(params) == expected
+    assert 3.2e9 < expected < 3.4e9

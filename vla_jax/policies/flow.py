@@ -1,9 +1,16 @@
-"""Flow matching over action chunks (pi0, arXiv 2410.24164; adaptive norms as in pi0.5, arXiv 2504.16054).
+"""Flow matching over action chunks (pi0, arXiv 2410.24164; pi0.5, arXiv 2504.16054).
 
 A velocity field carries noise at time 0 to actions at time 1 along straight lines. Training draws a time and a noise
 per chunk and regresses `actions - noise`; sampling integrates the field with a few Euler steps from one encoded
 observation. Unlike the paper, time runs from noise to data, as everywhere here, and masked action entries
 train nothing.
+
+pi0.5 puts time into every norm (`time_conditioning="adaptive_norm"`, a swish behind each of the two time layers). With
+knowledge insulation (arXiv 2505.23705) the flow loss reads the prefix and does not train it; the same chunk, said in
+FAST tokens by the prefix expert, does.
+
+    prefix  images, prompt  <---- trained by ---- words of the chunk       (cross-entropy)
+       '---- keys, values, gradient stopped ----> noisy chunk              (flow matching)
 """
 
 import dataclasses
@@ -14,12 +21,26 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
+from vla_jax.codecs.action_text import ActionText
 from vla_jax.core import errors
 from vla_jax.core.types import Demonstrations, Metrics, Observation
 from vla_jax.losses.flow import flow_matching_loss, interpolate
 from vla_jax.nets.backbone import Backbone
 from vla_jax.nets.linear import Dense, fan_in, sincos
+from vla_jax.policies.token_loss import require_text, token_losses
 from vla_jax.samplers.flow import EulerOptions, euler
+
+
+@dataclasses.dataclass(frozen=True)
+class Insulation:
+    """Knowledge insulation: what trains the prefix in place of the flow loss. Acting does not change."""
+
+    text: ActionText  # how the chunk is said in words
+    token_weight: float = 1.0  # of the words' loss beside the flow loss
+
+    def __post_init__(self):
+        if not self.token_weight > 0:
+            raise errors.ConfigError("Insulation.token_weight", expected="above 0", found=self.token_weight)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,11 +52,18 @@ class FlowConfig:
     loss_samples: int = 1  # draws of noise and time per encoded observation; worth it where the suffix is cheap
     time_conditioning: Literal["concat", "adaptive_norm"] = "concat"  # into the action tokens, or into every norm
     clip_actions: bool = False  # whether samples are clipped to [-1, 1] after the last step
+    action_weights: tuple[float, ...] | None = None  # of every action dim in the loss; None: all the same
+    insulation: Insulation | None = None  # pi0.5's; needs a backbone that writes words
 
     def __post_init__(self):
         counts = (self.action_horizon, self.action_dim, self.num_flow_steps, self.loss_samples)
         if min(counts) < 1:
             raise errors.ConfigError("FlowConfig", expected="counts of at least 1", found=self)
+        weights = self.action_weights
+        if weights is not None and not (len(weights) == self.action_dim and min(weights) > 0):
+            raise errors.ConfigError(
+                "FlowConfig.action_weights", expected=f"{self.action_dim} positive numbers", found=weights
+            )
         _require_choice("time_distribution", self.time_distribution, ("uniform", "pi0"))
         _require_choice("time_conditioning", self.time_conditioning, ("concat", "adaptive_norm"))
 
@@ -45,6 +73,8 @@ class FlowPolicy(nnx.Module):
 
     def __init__(self, config: FlowConfig, backbone: Backbone, rngs: nnx.Rngs):
         self.config, self.backbone = config, backbone
+        if config.insulation is not None:
+            _require_insulable(config, backbone)
         width = backbone.suffix_width
         self.action_in = Dense(config.action_dim, width, rngs, axes=(None, "embed"))
         time_inputs = 2 * width if config.time_conditioning == "concat" else width
@@ -62,7 +92,7 @@ class FlowPolicy(nnx.Module):
         return self.config.action_dim
 
     def loss(self, key: Key[Array, ""], batch: Demonstrations) -> tuple[Float[Array, "b"], Metrics]:
-        """Mean flow matching loss over `loss_samples` draws per example.
+        """Mean flow matching loss over `loss_samples` draws per example, and with insulation the words' loss.
 
         Actions under a False mask count as 0, so what stands there changes nothing.
         """
@@ -71,14 +101,22 @@ class FlowPolicy(nnx.Module):
         noise = jax.random.normal(noise_key, (self.config.loss_samples, *actions.shape))
         time = sample_time(time_key, noise.shape[:2], self.config.time_distribution)
         prefix = self.backbone.prefix(batch.observation)
+        insulation = self.config.insulation
+        read = prefix if insulation is None else jax.lax.stop_gradient(prefix)
+
+        weights = None if self.config.action_weights is None else jnp.asarray(self.config.action_weights)
 
         def one_draw(noise, time):
-            velocity = self.velocity(prefix, interpolate(noise, actions, time), time)
-            return flow_matching_loss(velocity, noise, actions, batch.action_mask)
+            velocity = self.velocity(read, interpolate(noise, actions, time), time)
+            return flow_matching_loss(velocity, noise, actions, batch.action_mask, weights)
 
         losses = jax.vmap(one_draw)(noise, time)
         metrics = {f"flow/{name}": value for name, value in _loss_by_time(losses, time).items()}
-        return losses.mean(0), metrics
+        losses = losses.mean(0)
+        if insulation is not None:
+            words, word_metrics = token_losses(self.backbone, prefix, insulation.text, batch)
+            losses, metrics = losses + insulation.token_weight * words, metrics | word_metrics
+        return losses, metrics
 
     def sample(self, key: Key[Array, ""], observation: Observation, num_samples: int = 1) -> Float[Array, "n b h a"]:
         return self.sample_from(key, self.prefix(observation), num_samples)
@@ -121,6 +159,22 @@ def sample_time(key: Key[Array, ""], shape: tuple[int, ...], distribution: str) 
     """
     uniform = jax.random.uniform(key, shape)
     return uniform if distribution == "uniform" else 0.999 * (1 - uniform ** (2 / 3))
+
+
+def _require_insulable(config: FlowConfig, backbone: Backbone) -> None:
+    require_text(backbone, config.insulation.text, "FlowConfig.insulation")
+    codec = config.insulation.text.codec
+    ours, theirs = (config.action_horizon, config.action_dim), (codec.action_horizon, codec.action_dim)
+    if ours != theirs:
+        raise errors.ConfigError(
+            "FlowConfig.insulation: the words say other chunks", expected=f"horizon, dim {ours}", found=theirs
+        )
+    if getattr(backbone.config, "state_token", None) == "suffix":
+        raise errors.ConfigError(
+            "FlowConfig.insulation: nothing would train the state token, which is part of what the flow reads",
+            expected="state_token='text' or 'prefix'",
+            found="'suffix'",
+        )
 
 
 def _loss_by_time(losses: Float[Array, "k b"], time: Float[Array, "k b"]) -> Metrics:
