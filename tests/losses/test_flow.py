@@ -32,3 +32,13 @@ def test_leading_dims_are_free():
     mask = jax.random.bernoulli(KEYS[0], 0.5, (2, 3, 4))
     stacked = [jnp.stack([x, x]) for x in (VELOCITY, NOISE, ACTIONS, mask)]
     assert jnp.allclose(flow_matching_loss(*stacked)[1], flow_matching_loss(VELOCITY, NOISE, ACTIONS, mask))
+
+
+def test_weights_of_action_dims_make_the_mean_a_weighted_one():
+    mask = jax.random.bernoulli(KEYS[1], 0.5, (2, 3, 4)).at[1].set(False)
+    weights = jnp.array([1.0, 0.5, 2.0, 0.1])
+    error = jnp.square(VELOCITY - ACTIONS + NOISE)
+    expected = (error * mask * weights[None, None])[0].sum() / (mask * weights[None, None])[0].sum()
+    assert jnp.allclose(flow_matching_loss(VELOCITY, NOISE, ACTIONS, mask, weights), jnp.array([expected, 0.0]))
+    equal = flow_matching_loss(VELOCITY, NOISE, ACTIONS, mask, 3 * jnp.ones(4))
+    assert jnp.allclose(equal, flow_matching_loss(VELOCITY, NOISE, ACTIONS, mask), atol=1e-6)
