@@ -34,6 +34,9 @@ FORMAT = 1
 REQUIRED = ("recipe", "normalization", "cameras", "action")
 _PACKAGES = ("vla-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _MAX_ROWS = 20
+# Left to itself, orbax holds every array once more, compressed, before it writes the first file.
+_FILE_BYTES = 32 << 20
+_CHUNK_BYTES = 8 << 20
 
 Leaves = dict[str, Any]  # path -> array, abstract array or Python number
 
@@ -101,7 +104,11 @@ class Checkpoints:
             "leaves": {name: {path: describe(leaf) for path, leaf in part.items()} for name, part in leaves.items()},
         }
         items = {
-            name: ocp.args.PyTreeSave(nest({path: _storable(leaf) for path, leaf in part.items()}))
+            name: ocp.args.PyTreeSave(
+                nest({path: _storable(leaf) for path, leaf in part.items()}),
+                nest({path: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES) for path in part}),
+                ocdbt_target_data_file_size=_FILE_BYTES,
+            )
             for name, part in stored.items()
             if part
         }

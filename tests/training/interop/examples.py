@@ -65,3 +65,10 @@ def openpi_folder(kind: str, folder: Path) -> Path:
 def inputs(file: str, prefix: str) -> dict[str, np.ndarray]:
     with np.load(FIXTURES / file) as arrays:
         return {name.removeprefix(f"{prefix}/"): arrays[name] for name in arrays.files if name.startswith(f"{prefix}/")}
+
+
+def large_paligemma_config() -> PaliGemmaConfig:
+    """26M parameters, 105 MB in float32, in many tensors of at most 4 MB."""
+    vision = SiglipConfig(width=128, depth=4, mlp_dim=512, num_heads=4, patch_size=14, image_size=28)
+    language = GemmaConfig(width=512, depth=10, mlp_dim=1024, num_heads=8, num_kv_heads=1, head_dim=64)
+    return PaliGemmaConfig(("image",), vocab_size=4096, prompt_length=5, vision=vision, language=language)

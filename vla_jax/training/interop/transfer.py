@@ -1,5 +1,6 @@
 """Import and export: a layout's table applied to a checkpoint, one tensor in memory at a time beside the parameters."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,8 @@ from vla_jax.training.interop.compare import Difference, difference
 from vla_jax.training.interop.report import Report, make_report, restarted
 from vla_jax.training.interop.rules import LAYER, Layout, Rule
 from vla_jax.training.interop.sources import TensorInfo, TensorSource
+
+_ALIGNMENT = 64  # bytes
 
 Advance = Callable[[str], None]  # told the name of every tensor that is done
 Fresh = Callable[[Sequence[str]], Mapping[str, np.ndarray | Array]]  # initial values of parameters, by path
@@ -38,13 +41,16 @@ def import_params(
     *,
     allow: Sequence[str] = (),
     fresh: Fresh | None = None,
+    place: Callable[[np.ndarray], Any] = lambda array: array,
     advance: Advance = lambda name: None,
 ) -> Imported:
-    """Parameters with the paths, shapes and dtypes of `template` (abstract or arrays), as numpy arrays.
+    """Parameters with the paths, shapes and dtypes of `template` (abstract or arrays), numpy arrays given to `place`.
 
-    Parameters that no tensor fills come from `fresh`. Raises CheckpointError, before anything is read, when the
-    checkpoint does not fit and `allow` does not say that this is meant (see `Report.require`), or when parameters
-    have to start anew and there is no `fresh`.
+    `jax.device_put` as `place` moves every parameter as soon as it is complete; on a CPU it takes them as they stand,
+    without a copy. Parameters that no tensor fills come from `fresh`.
+
+    Raises CheckpointError, before anything is read, when the checkpoint does not fit and `allow` does not say that this
+    is meant (see `Report.require`), or when parameters have to start anew and there is no `fresh`.
     """
     report = inspect(source, layout, template)
     anew = restarted(report)
@@ -61,9 +67,10 @@ def import_params(
     filled: dict[str, Any] = {}
     for rule in layout.rules:
         if rule.theirs in matched:
-            filled |= _read(source, rule, names, leaves, advance)
+            read = _read(source, rule, names, leaves, advance)
+            filled |= {path: place(array) for path, array in read.items()}
     if anew:
-        filled |= {path: np.asarray(value, leaves[path].dtype) for path, value in fresh(anew).items()}
+        filled |= {path: place(np.asarray(value, leaves[path].dtype)) for path, value in fresh(anew).items()}
     return Imported(nest({path: filled[path] for path in leaves}), report)
 
 
@@ -109,13 +116,13 @@ def verify(
     Zero wherever an import only moves numbers; where it computes (`Rule.values`), the rounding of float32.
     """
     leaves, names, found = flatten(params), _spellings(source, layout), []
-    for rule in layout.rules:
+    for padded in layout.rules:
+        rule = dataclasses.replace(padded, padded_to=0)
         for layer, name in enumerate(rule.names):
             if name in names:
                 ours, theirs = _theirs(rule, leaves, layer), source.read(names[name])
                 if rule.longer:
-                    both = range(min(ours.shape[rule.longer_axis], theirs.shape[rule.longer_axis]))
-                    ours, theirs = (array.take(both, axis=rule.longer_axis) for array in (ours, theirs))
+                    theirs = theirs.take(range(ours.shape[rule.longer_axis]), axis=rule.longer_axis)
                 found.append(difference(name, ours, theirs))
                 advance(name)
     return found
@@ -130,7 +137,7 @@ def _read(
     source: TensorSource, rule: Rule, names: Mapping[str, str], leaves: Mapping[str, Any], advance: Advance
 ) -> dict[str, np.ndarray]:
     shape = tuple(leaves[rule.ours[0]].shape)
-    arrays = [np.empty(leaves[path].shape, leaves[path].dtype) for path in rule.ours]
+    arrays = [_empty(leaves[path].shape, leaves[path].dtype) for path in rule.ours]
     by_layer = LAYER in rule.theirs
     for layer in range(rule.depth or 1):
         name = names[rule.names[layer if by_layer else 0]]
@@ -140,6 +147,14 @@ def _read(
         if by_layer or layer == 0:
             advance(name)
     return dict(zip(rule.ours, arrays, strict=True))
+
+
+def _empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+    """Aligned as XLA wants memory, so that `jax.device_put` on a CPU need not copy it."""
+    num_bytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    memory = np.empty(num_bytes + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + num_bytes].view(dtype).reshape(shape)
 
 
 def _theirs(rule: Rule, leaves: Mapping[str, Any], layer: int) -> np.ndarray:
