@@ -16,6 +16,8 @@ from vla_jax.core import errors
 USAGE = """\
 vla-jax train RECIPE[:FUNCTION] --run DIR [--FIELD VALUE ...]   train a recipe; the same command resumes
 vla-jax eval CHECKPOINT [--doctor] [--FIELD VALUE ...]          judge a checkpoint by its recipe's evaluation
+vla-jax serve CHECKPOINT [--FIELD VALUE ...]                    answer robots over the network
+vla-jax plan RECIPE[:FUNCTION] --topology v5e:16x16 [--sweep]   memory, step time and utilization on a pod
 vla-jax compare RUN_A RUN_B                                     two evaluations, episode by episode
 vla-jax table NAME                                              a benchmark table from results/
 vla-jax data generate|inspect|index|stats|convert|cache|view|lint ...  demonstrations on disk
@@ -32,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     commands = {
         "train": train, "eval": evaluate, "compare": compare, "table": table, "data": data, "doctor": doctor,
+        "serve": serve, "plan": plan,
     }  # fmt: skip
     try:
         if not arguments or arguments[0] in ("-h", "--help"):
@@ -124,6 +127,23 @@ def _print_check(check: Any) -> None:
         _console.print(warning, style="bold red", markup=False)
     if not check.warnings:
         _console.print("simulator: as that of the training data, golden frames included")
+
+
+def serve(arguments: list[str]) -> None:
+    """A policy server, as openpi's clients know it."""
+    from vla_jax import cli_serve
+
+    name, rest = _positional(arguments, "serve", "CHECKPOINT")
+    cli_serve.serve(name, _parse(cli_serve.Serve, rest, f"vla-jax serve {name}"), _console)
+
+
+def plan(arguments: list[str]) -> None:
+    """RECIPE may be a published transformer to hold the plan against: reference:llama3.1-8b."""
+    from vla_jax import cli_plan
+
+    name, rest = _positional(arguments, "plan", "RECIPE[:FUNCTION]")
+    recipe = None if name.startswith(cli_plan.REFERENCE) else load_recipe(name)
+    cli_plan.run(name, recipe, _parse(cli_plan.PlanOptions, rest, f"vla-jax plan {name}"), _console)
 
 
 def compare(arguments: list[str]) -> None:

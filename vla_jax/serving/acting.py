@@ -51,13 +51,12 @@ class BatchActor:
             )
         self.batch_sizes = tuple(sorted(set(batch_sizes)))
         self._policy, self._clock = policy, clock
-        self._params = {False: jax.device_put(policy.params)}
-        self._params[True] = self._params[False] if policy.base_params is policy.params else policy.base_params
+        self._params = jax.device_put(policy.params)
         self._seeds = np.random.default_rng(seed)
         functions = {False: jax.vmap(self._act, in_axes=(None, 0, 0))}
         if guidance is not None:
             net = functional.describe(policy.constructor)[0]
-            require(net.bind(policy.base_params), HasPrefix, HasVelocity)
+            require(net.bind(policy.params), HasPrefix, HasVelocity)
             functions[True] = guided_act(policy, net, guidance)
         self._functions = functions
         self._compiled: dict[tuple[bool, int], Callable[..., Float[Array, "b h r"]]] = {}
@@ -78,9 +77,9 @@ class BatchActor:
             previous = Previous(np.zeros(self._chunk_shape, np.float32), 1, 1) if guided else None
             for size in self.batch_sizes:
                 arguments = self._batch([dataclasses.replace(blank, previous=previous)] * size, size, guided)
-                compiled = jax.jit(self._functions[guided]).lower(self._params[guided], *arguments).compile()
+                compiled = jax.jit(self._functions[guided]).lower(self._params, *arguments).compile()
                 self._compiled[guided, size] = compiled
-                jax.block_until_ready(compiled(self._params[guided], *arguments))
+                jax.block_until_ready(compiled(self._params, *arguments))
         return self._clock() - start
 
     def run(self, requests: Sequence[Request]) -> tuple[list[Chunk | errors.VlaError], float]:
@@ -90,7 +89,7 @@ class BatchActor:
         size = next(size for size in self.batch_sizes if size >= len(requests))
         arguments = self._batch(requests, size, guided)
         start = self._clock()
-        actions = np.asarray(jax.device_get(self._compiled[guided, size](self._params[guided], *arguments)))
+        actions = np.asarray(jax.device_get(self._compiled[guided, size](self._params, *arguments)))
         seconds = self._clock() - start
         return [_finite(chunk) for chunk in actions[: len(requests)]], seconds
 
@@ -139,7 +138,7 @@ class BatchActor:
 def guided_act(
     policy: TrainedPolicy, net: functional.Net[HasVelocity], options: GuidanceOptions
 ) -> Callable[..., Float[Array, "b h r"]]:
-    """Real-time chunking as a function of (base params, seeds, observation, previous actions, frozen, overlap).
+    """Real-time chunking as a function of (params, seeds, observation, previous actions, frozen, overlap).
 
     The noise of a row is that of plain sampling with the same seed; dims that the robot does not have are free.
     """

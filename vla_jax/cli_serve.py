@@ -1,0 +1,69 @@
+"""`vla-jax serve`: a checkpoint as a policy server."""
+
+import dataclasses
+import os
+import sys
+from typing import Annotated
+
+import rich.console
+import tyro
+
+from vla_jax.core import runtime
+from vla_jax.serving import limits, server
+from vla_jax.serving.acting import BatchActor
+from vla_jax.serving.batching import BatchingConfig
+from vla_jax.serving.keys import RequestReader
+from vla_jax.serving.served import guidance_of, metadata_of
+from vla_jax.serving.server import PolicyServer, ServerConfig
+from vla_jax.training import trained
+
+
+@dataclasses.dataclass(frozen=True)
+class Serve:
+    host: str = "127.0.0.1"  # another address needs an API key, see docs/serving.md
+    api_key_file: str | None = None  # a file with the key; without it, $VLA_JAX_API_KEY
+    allow_anonymous: bool = False  # anyone who can reach the address may ask
+    tls_certificate: str | None = None  # PEM files
+    tls_key: str | None = None
+    layout: str | None = None  # take requests in this key layout only: flat, data, libero, droid
+    default_prompt: str | None = None  # for requests without one
+    dataset: str | None = None  # whose statistics to act with, where every dataset had its own
+    batch_sizes: tuple[int, ...] = (1, 2, 4, 8)  # compiled before the server listens
+    latency_budget_ms: float = 5.0  # that a request may wait for company
+    max_waiting: int = 64  # requests
+    realtime: bool = False  # answer requests that carry the chunk being run (flow policies; compiles twice as much)
+    guidance_weight: float = 5.0  # of real-time chunking
+    seed: int = 0  # of the noise for requests that bring no seed
+    server: Annotated[ServerConfig, tyro.conf.arg(name="")] = ServerConfig()
+
+
+def serve(checkpoint: str, options: Serve, console: rich.console.Console) -> None:
+    """Load, compile, listen, until SIGTERM or SIGINT. Exits with 1 when requests were left unfinished."""
+    access = limits.make_access(
+        options.host,
+        api_key_file=options.api_key_file,
+        tls_certificate=options.tls_certificate,
+        tls_key=options.tls_key,
+        allow_anonymous=options.allow_anonymous,
+    )
+    sock = server.bind(options.host, options.server.port)
+    runtime.enable_compile_cache()
+    policy = trained.load(checkpoint, dataset=options.dataset)
+    guidance = guidance_of(policy, options.guidance_weight) if options.realtime else None
+    reader = RequestReader.of(
+        policy, layout=options.layout, default_prompt=options.default_prompt, takes_previous=options.realtime
+    )
+    actor = BatchActor(policy, options.batch_sizes, seed=options.seed, guidance=guidance)
+    console.print(f"compiling batch sizes {', '.join(map(str, actor.batch_sizes))}")
+    console.print(f"compiled in {actor.warm_up():.1f} s")
+    batching = BatchingConfig(actor.max_batch, options.latency_budget_ms / 1000, options.max_waiting)
+    serving = PolicyServer(reader.read, actor, metadata_of(policy, reader), access, options.server, batching)
+
+    def on_ready(address: str) -> None:
+        print(f"ready {address}", flush=True)  # one plain line, for programs that wait for it
+
+    is_finished = server.serve_until_signal(serving, sock, on_ready)
+    console.print("stopped" if is_finished else "stopped with requests unfinished")
+    if not is_finished:
+        sys.stdout.flush()
+        os._exit(1)  # a device call that hangs would keep an ordinary exit waiting for its thread
