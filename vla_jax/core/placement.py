@@ -1,4 +1,4 @@
-"""Where activations live while a step is traced for a mesh: examples over the batch axes, the rest as the compiler likes.
+"""Where activations live while a step is traced for a mesh: examples over the batch axes, the rest is free.
 
 Without such a hint the compiler lets the split of a parameter decide: it splits features, copies the whole batch to
 every device and sums partial products, which costs a reduction of every activation instead of a gather of the weights.

@@ -1,0 +1,242 @@
+"""What one device does in one step, read from the optimized HLO: products, traffic, collectives, times trip counts.
+
+A region is a computation that runs in sequence: the entry, or the body of a loop. `Cost` lists them with how often each
+runs, because overlap is a question within a region.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from functools import cached_property
+
+from vla_jax.training.plan.groups import first_group
+from vla_jax.training.plan.hlo import Computation, Instruction, Module
+from vla_jax.training.plan.products import operations
+
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
+_FREE = {
+    "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "partition-id", "replica-id",
+    "opt-barrier", "add-dependency", "copy-done", "slice-done", "while", "conditional", "call", "async-update",
+}  # fmt: skip
+_COPIES = ("copy-start", "slice-start")
+_TRIPS = re.compile(r'known_trip_count[^}]*?"n":"(\d+)"')
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """One instruction that computes."""
+
+    name: str
+    flops: float
+    bytes: float  # of main memory, read and written
+    cycles: float = 0.0  # the compiler's own estimate; 0: it gave none
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    name: str
+    kind: str
+    bytes: float  # of the whole array on one device: gathered, before scattering, reduced, exchanged or sent
+    group: tuple[int, ...]
+    is_async: bool  # the compiler starts it and waits for it later
+    source: str = ""  # the op_name it stems from
+
+
+@dataclasses.dataclass(frozen=True)
+class Region:
+    name: str
+    times: float
+    work: tuple[Work, ...]
+    copied_bytes: float  # moved between main memory and the chip's own while others compute
+    collectives: tuple[Collective, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Of one device and one step."""
+
+    regions: tuple[Region, ...]
+
+    @cached_property
+    def flops(self) -> float:
+        return sum(region.times * sum(work.flops for work in region.work) for region in self.regions)
+
+    @cached_property
+    def bytes(self) -> float:
+        return sum(
+            region.times * (region.copied_bytes + sum(work.bytes for work in region.work)) for region in self.regions
+        )
+
+    @cached_property
+    def cycles(self) -> float:
+        return sum(region.times * sum(work.cycles for work in region.work) for region in self.regions)
+
+    def collectives(self) -> Iterator[tuple[float, Collective]]:
+        """Each with how often it runs."""
+        return ((region.times, each) for region in self.regions for each in region.collectives)
+
+
+def analyze(module: Module, num_partitions: int) -> Cost:
+    """Walk the module from its entry through loops and calls."""
+    walk = _Walk(module, num_partitions)
+    walk.visit(module.entry, 1.0)
+    return Cost(tuple(walk.regions))
+
+
+def as_fused_accelerator(cost: Cost, state_bytes: float) -> Cost:
+    """A CPU compiler's cost as a stand-in for a GPU's, which fuses elementwise work and overlaps its collectives.
+
+    Kept are the products with their traffic, the state read and written once, and every collective, now asynchronous.
+    """
+    regions = [
+        dataclasses.replace(
+            region,
+            work=tuple(work for work in region.work if work.flops > 0),
+            collectives=tuple(dataclasses.replace(each, is_async=True) for each in region.collectives),
+        )
+        for region in cost.regions
+    ]
+    return Cost((*regions, Region("state", 1.0, (Work("state", 0.0, 2 * state_bytes),), 0.0, ())))
+
+
+class _Walk:
+    def __init__(self, module: Module, num_partitions: int):
+        self.module, self.num_partitions = module, num_partitions
+        self.regions: list[Region] = []
+        self.seen: set[str] = set()  # channels: a TPU repeats an asynchronous collective in the fusions that hide it
+
+    def visit(self, name: str, times: float) -> None:
+        computation = self.module.computations[name]
+        work, copied, collectives = [], 0.0, []
+        for instruction in computation.instructions:
+            opcode = instruction.opcode
+            if opcode == "while":
+                self.visit(instruction.called("body"), times * self._trips(instruction))
+            elif opcode == "conditional":
+                branches = re.findall(r"%([\w.\-]+)", instruction.attribute("branch_computations") or "")
+                branches = branches or [instruction.called(f"{side}_computation") for side in ("true", "false")]
+                self.visit(branches[0], times)
+            elif opcode == "call":
+                self.visit(instruction.called("to_apply"), times)
+            elif opcode in _COPIES:
+                copied += _copied(instruction)
+            elif (kind := _kind(opcode)) is not None:
+                if opcode.endswith("-done"):
+                    continue
+                collectives += self._collective(instruction, computation, kind, opcode.endswith("-start"))
+            elif opcode not in _FREE:
+                collectives += self._inside(instruction)
+                work.append(self._work(instruction, computation))
+        self.regions.append(Region(name, times, tuple(work), copied, tuple(collectives)))
+
+    def _trips(self, loop: Instruction) -> int:
+        known = _TRIPS.search(loop.attributes)
+        if known:
+            return int(known.group(1))
+        # `i < n` from 0, as `lax.scan` writes it.
+        condition = self.module.computations[loop.called("condition")]
+        constants = [each.operands[0] for each in condition.instructions if each.opcode == "constant"]
+        return max((int(value) for value in constants if value.isdigit()), default=1)
+
+    def _inside(self, instruction: Instruction) -> list[Collective]:
+        """Collectives that a TPU put into a fusion, to run while the fusion computes."""
+        name = instruction.called("calls")
+        if name is None:
+            return []
+        computation, found = self.module.computations[name], []
+        for each in computation.instructions:
+            kind = _kind(each.opcode)
+            if kind is not None and not each.opcode.endswith("-done"):
+                found += self._collective(each, computation, kind, True)
+            elif each.opcode in ("fusion", "call"):
+                found += self._inside(each)
+        return found
+
+    def _collective(self, instruction: Instruction, computation: Computation, kind: str, is_async: bool):
+        channel = instruction.attribute("channel_id") or instruction.name
+        if channel in self.seen:
+            return []
+        self.seen.add(channel)
+        results = sum(shape.bytes for shape in instruction.shapes)
+        operands = sum(shape.bytes for name in instruction.operands for shape in computation.by_name[name].shapes)
+        size = {"all-gather": max(results, operands), "reduce-scatter": max(results, operands)}.get(kind, operands)
+        if instruction.opcode.endswith("-start") and kind == "all-gather":
+            size = results - operands  # its result carries the operand along
+        source = re.search(r'op_name="([^"]*)"', instruction.attributes)
+        is_async = is_async or "async_collective_name" in instruction.attributes
+        group = first_group(instruction, self.num_partitions)
+        return [Collective(instruction.name, kind, size, group, is_async, source.group(1) if source else "")]
+
+    def _work(self, instruction: Instruction, computation: Computation) -> Work:
+        cycles = _CYCLES.search(instruction.attributes)
+        return Work(
+            instruction.name,
+            self._flops(instruction, computation),
+            self._bytes(instruction, computation),
+            float(cycles.group(1)) if cycles else 0.0,
+        )
+
+    def _flops(self, instruction: Instruction, computation: Computation) -> float:
+        name = instruction.called("calls")
+        if name is None:
+            written = re.search(r'"cost_estimate":\{[^}]*"flops":"?(\d+)', instruction.attributes)
+            return float(written.group(1)) if written else operations(instruction, computation)
+        inner = self.module.computations[name]
+        return sum(self._flops(each, inner) for each in inner.instructions)
+
+    def _bytes(self, instruction: Instruction, computation: Computation) -> float:
+        """Operands and results in main memory; of an array that is only sliced, the slice."""
+        operands = [computation.by_name[name] for name in instruction.operands if name in computation.by_name]
+        name = instruction.called("calls")
+        inner = self.module.computations[name] if name else None
+        if inner is None:
+            if instruction.opcode in ("dynamic-slice", "gather", "slice"):
+                return 2 * sum(shape.main_bytes for shape in instruction.shapes)
+            if instruction.opcode in ("dynamic-update-slice", "scatter"):
+                update = operands[1 if instruction.opcode == "dynamic-update-slice" else -1]
+                return 2 * sum(shape.main_bytes for shape in update.shapes)
+            read = sum(shape.main_bytes for operand in operands for shape in operand.shapes)
+            return read + sum(shape.main_bytes for shape in instruction.shapes)
+        read = sum(
+            _read_bytes(inner, parameter, sum(shape.main_bytes for shape in operand.shapes))
+            for parameter, operand in zip(inner.parameters, operands, strict=False)
+        )
+        return read + _written_bytes(inner, instruction)
+
+
+def _read_bytes(inner: Computation, parameter: Instruction, whole: float) -> float:
+    users = inner.users.get(parameter.name, [])
+    sliced = ("dynamic-slice", "gather", "slice")
+    if users and all(user.opcode in sliced for user in users):
+        return min(whole, sum(shape.bytes for user in users for shape in user.shapes))
+    if users and all(u.opcode == "dynamic-update-slice" and u.operands[0] == parameter.name for u in users):
+        return 0.0  # updated in place
+    return whole
+
+
+def _written_bytes(inner: Computation, instruction: Instruction) -> float:
+    """A fusion that ends in an update of a slice writes the slice."""
+    root = inner.root
+    roots = [inner.by_name[name] for name in root.operands] if root.opcode == "tuple" else [root]
+    if len(roots) != len(instruction.shapes):
+        return sum(shape.main_bytes for shape in instruction.shapes)
+    total = 0.0
+    for each, shape in zip(roots, instruction.shapes, strict=True):
+        if each.opcode == "dynamic-update-slice" and shape.space == 0:
+            total += sum(part.bytes for part in inner.by_name[each.operands[1]].shapes)
+        else:
+            total += shape.main_bytes
+    return total
+
+
+def _copied(instruction: Instruction) -> float:
+    """`copy-start` and `slice-start` give (destination, source, context) or the like; the smaller side moves."""
+    arrays = [shape for shape in instruction.shapes if shape.dims]
+    moved = min((shape.bytes for shape in arrays), default=0.0)
+    return moved * sum(shape.space == 0 for shape in arrays[:2])
+
+
+def _kind(opcode: str) -> str | None:
+    base = opcode.removesuffix("-start").removesuffix("-done")
+    return base if base in COLLECTIVES else None
