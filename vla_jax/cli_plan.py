@@ -67,7 +67,7 @@ def run(source: str, recipe: Any, options: PlanOptions, console: rich.console.Co
 
 
 def parse_mesh(text: str, num_chips: int) -> tuple[int, int, int]:
-    """`data=2,fsdp=8` as (data, fsdp, tensor). Raises ConfigError for other axes or sizes that do not make the slice."""
+    """`data=2,fsdp=8` as (data, fsdp, tensor). Raises ConfigError unless the sizes make the slice."""
     sizes = {"data": 1, "fsdp": 1, "tensor": 1}
     for part in text.split(","):
         name, _, size = part.partition("=")

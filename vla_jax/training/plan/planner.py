@@ -10,7 +10,7 @@ from vla_jax.core import errors
 from vla_jax.training.plan import hlo, worker
 from vla_jax.training.plan.chips import Topology, parse_topology
 from vla_jax.training.plan.cost import Cost, analyze, as_fused_accelerator
-from vla_jax.training.plan.roofline import Efficiency, StepTime, collective_time, step_time
+from vla_jax.training.plan.roofline import DEFAULT, Efficiency, StepTime, collective_time, step_time
 from vla_jax.training.recipe import Recipe, to_plain
 
 MARGIN = 0.08  # of the memory, kept free for the runtime and for what the compiler did not foresee
@@ -102,7 +102,7 @@ def plan(
     batch_size: int | None = None,
     microbatches: int | None = None,
     compiler: str = "tpu",
-    efficiency: Efficiency = Efficiency(),
+    efficiency: Efficiency = DEFAULT,
     timeout_s: float = TIMEOUT_S,
     cache: str | Path = worker.CACHE,
 ) -> Plan:

@@ -32,6 +32,9 @@ class Efficiency:
     links: float = 0.80
 
 
+DEFAULT = Efficiency()
+
+
 @dataclasses.dataclass(frozen=True)
 class StepTime:
     """Seconds of one step. `total` is not their sum: the first three overlap as the module says."""
@@ -44,9 +47,7 @@ class StepTime:
     compiler: float | None  # the TPU compiler's own cycle estimates, without collectives: a second opinion
 
 
-def step_time(
-    cost: Cost, topology: Topology, coordinates: Coordinates, efficiency: Efficiency = Efficiency()
-) -> StepTime:
+def step_time(cost: Cost, topology: Topology, coordinates: Coordinates, efficiency: Efficiency = DEFAULT) -> StepTime:
     """`coordinates` says where in the grid each partition is."""
     chip = topology.chip
     bandwidth = chip.hbm_bandwidth * efficiency.hbm
@@ -72,7 +73,7 @@ def step_time(
 
 
 def collective_time(
-    collective: Collective, topology: Topology, coordinates: Coordinates, efficiency: Efficiency = Efficiency()
+    collective: Collective, topology: Topology, coordinates: Coordinates, efficiency: Efficiency = DEFAULT
 ) -> float:
     """Seconds, alone on the links. A permutation sends its array over one link."""
     size = len(collective.group)

@@ -2,8 +2,8 @@
 
     python -m vla_jax.training.plan.worker REQUEST.json ANSWER.json
 
-`compile_request` starts it. What it compiled is kept under a key of the lowered program, so that planning again, or with
-another chip's table, compiles nothing.
+`compile_request` starts it. What it compiled is kept under a key of the lowered program, so that planning again
+compiles nothing.
 """
 
 import dataclasses
