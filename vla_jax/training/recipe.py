@@ -23,17 +23,19 @@ from vla_jax.envs.mjx.tabletop import TabletopConfig
 from vla_jax.learners.expo import EXPOConfig
 from vla_jax.learners.imitation import ImitationConfig
 from vla_jax.nets.conv_film import ConvFilm, ConvFilmConfig
+from vla_jax.nets.paligemma import PaliGemma, PaliGemmaConfig
 from vla_jax.nets.vla_transformer import VlaTransformer, VlaTransformerConfig
 from vla_jax.policies.base import Policy
 from vla_jax.policies.bins import BinsConfig, BinsPolicy
+from vla_jax.policies.fast_tokens import FastConfig, FastPolicy
 from vla_jax.policies.flow import FlowConfig, FlowPolicy
 from vla_jax.training.fit import FitConfig
 from vla_jax.training.online import ReplayConfig
 from vla_jax.training.optimizers import Adam, AdamW
 from vla_jax.training.tuning import TuningConfig
 
-_BACKBONES = {ConvFilmConfig: ConvFilm, VlaTransformerConfig: VlaTransformer}
-_DECODERS = {FlowConfig: FlowPolicy, BinsConfig: BinsPolicy}
+_BACKBONES = {ConvFilmConfig: ConvFilm, VlaTransformerConfig: VlaTransformer, PaliGemmaConfig: PaliGemma}
+_DECODERS = {FlowConfig: FlowPolicy, BinsConfig: BinsPolicy, FastConfig: FastPolicy}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,26 +45,34 @@ class TextConfig:
     vocabulary: str | None = None  # path
     words: tuple[str, ...] = ()
     prompt_length: int = 48  # tokens; longer instructions are refused
+    template: str | None = None  # around "{instruction}", for pi0-FAST and pi0.5 "Task: {instruction}, State:"
+    lower_case: bool = True  # with a template: whether instructions lose their capitals
 
     def __post_init__(self):
         if self.vocabulary is not None and self.words:
             raise errors.ConfigError("TextConfig", expected="vocabulary or words", found="both")
 
     def tokenizer(self) -> text.Tokenizer:
+        plain = self._plain_tokenizer()
+        return plain if self.template is None else text.TemplateTokenizer(plain, self.template, self.lower_case)
+
+    def _plain_tokenizer(self) -> text.Tokenizer:
         if self.words:
             return text.WordTokenizer(self.words)
         if self.vocabulary is None:
             return text.ByteTokenizer()
-        kind = text.JsonTokenizer if self.vocabulary.endswith(".json") else text.SentencePieceTokenizer
-        return kind(self.vocabulary)
+        if self.vocabulary.endswith(".json"):
+            return text.JsonTokenizer(self.vocabulary)
+        # A line break would end pi0's prompt; with a template the state comes first.
+        return text.SentencePieceTokenizer(self.vocabulary, end="\n" if self.template is None else "")
 
 
 @dataclasses.dataclass(frozen=True)
 class PolicyConfig:
-    """A backbone that sees and a decoder that acts; any pair works."""
+    """A backbone that sees and a decoder that acts; any pair works, but action words need a backbone that writes."""
 
-    backbone: ConvFilmConfig | VlaTransformerConfig
-    decoder: FlowConfig | BinsConfig
+    backbone: ConvFilmConfig | VlaTransformerConfig | PaliGemmaConfig
+    decoder: FlowConfig | BinsConfig | FastConfig
 
     def constructor(self) -> Callable[[nnx.Rngs], Policy]:
         backbone, decoder = _BACKBONES[type(self.backbone)], _DECODERS[type(self.decoder)]
