@@ -28,7 +28,7 @@ from vla_jax.evaluation.libero_check import SimulatorCheck
 from vla_jax.evaluation.rollouts import Episodes, Progress, Rollout
 from vla_jax.learners.base import Learner, LearnerState
 from vla_jax.learners.expo import EXPOConfig
-from vla_jax.training import trained
+from vla_jax.training import checkpoints, contract, trained
 from vla_jax.training.fit import Evaluate, FitResult, fit
 from vla_jax.training.online import ReplaySource
 from vla_jax.training.recipe import EvaluationConfig, Recipe, to_plain
@@ -40,19 +40,25 @@ RENDERER = "vla_jax.envs.mjx.renderer"
 _MARKS = "data_simulators"  # in the checkpoint: which simulators drew the training data, where that is known
 
 
-def train(recipe: Recipe, run_dir: str | Path, *, quiet: bool = False) -> FitResult:
+def train(recipe: Recipe, run_dir: str | Path, *, accept: Sequence[str] = (), quiet: bool = False) -> FitResult:
     """Train a recipe in `run_dir`, going on where an earlier call stopped.
 
-    Raises DataError when the data is missing, and what `fit` raises.
+    `accept` names differences between the recipe and the checkpoint it starts from that are meant (see
+    `contract.ACCEPTABLE`). Raises DataError when the data is missing, CheckpointError when the recipe is not what that
+    checkpoint was made for, and what `fit` raises.
     """
+    if recipe.start_from is not None:
+        start = checkpoints.read_metadata(checkpoints.step_folder(recipe.start_from))
+        contract.require(contract.of_checkpoint(recipe.start_from, start), contract.of_recipe(recipe), accept)
     by_dataset = dataset_statistics(recipe) if recipe.data.per_dataset else {}
     statistics = next(iter(by_dataset.values())) if by_dataset else data_statistics(recipe)
     edges = trained.make_edges(recipe, statistics)
     learner = trained.make_learner(recipe)
     judging = [_judge(recipe, config, learner, edges, recipe.evaluation) for config in recipe.evaluation.envs]
     source, warm_start = _source(recipe, learner, edges, by_dataset)
-    spec = judging[0].spec
-    metadata = trained.contract(recipe, statistics, spec.action_names, spec.control_hz, by_dataset)
+    action_names, state_names, control_hz = _signature(judging, statistics)
+    metadata = trained.contract(recipe, statistics, action_names, control_hz, by_dataset)
+    metadata["state"] = {"names": list(state_names)}
     metadata[_MARKS] = libero_check.marks(_dataset_paths(recipe))
     thaw = None
     if recipe.tuning.freezes:
@@ -66,13 +72,27 @@ def train(recipe: Recipe, run_dir: str | Path, *, quiet: bool = False) -> FitRes
         source,
         recipe.fit,
         run_dir,
-        evaluate=_evaluator(judging, recipe, learner, edges) if recipe.fit.eval_every else None,
+        evaluate=_evaluator(judging, recipe, learner, edges, action_names) if recipe.fit.eval_every else None,
         metadata=metadata,
         logical_axes=functional.logical_axes(recipe.policy.constructor()),
         warm_start=warm_start,
         thaw=thaw,
         augment=augmentation(recipe),
         quiet=quiet,
+    )
+
+
+def _signature(
+    judging: Sequence[Judge], statistics: normalization.Statistics
+) -> tuple[tuple[str, ...], tuple[str, ...], float | None]:
+    """Names of action and state dims and the control rate; of a robot without a simulator here, numbers."""
+    if judging:
+        spec = judging[0].spec
+        return spec.action_names, spec.state_names, spec.control_hz
+    return (
+        tuple(f"action_{dim}" for dim in range(statistics.actions.dim)),
+        tuple(f"state_{dim}" for dim in range(statistics.state.dim)),
+        None,
     )
 
 
@@ -116,17 +136,22 @@ def evaluate(
     config: EvaluationConfig | None = None,
     *,
     swap_instructions: bool = False,
+    accept: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> dict[str, Episodes | LiberoEpisodes]:
     """Judge a checkpoint in every environment of `config`, by default the evaluation of its recipe.
 
-    `progress` counts over all environments. Keys are environment names.
+    `accept` names differences between checkpoint and environment that are meant (see `contract.ACCEPTABLE`); others
+    raise CheckpointError. `progress` counts over all environments. Keys are environment names.
     """
     config = config or policy.recipe.evaluation
     judging = [
         _judge(policy.recipe, env_config, policy.learner, policy.edges, config, swap_instructions=swap_instructions)
         for env_config in config.envs
     ]
+    ours = contract.of_checkpoint(policy.path, policy.metadata)
+    for judge in judging:
+        contract.require(ours, contract.of_environment(judge.spec), accept)
     total, found = sum(judge.num_episodes for judge in judging), {}
     for judge in judging:
         done_before = sum(len(episodes.success) for episodes in found.values())
@@ -200,7 +225,7 @@ def rollout(
 def make_env(recipe: Recipe, config: TabletopConfig, edges: Edges) -> Env:
     """Raises ConfigError when the environment does not show and take what the recipe's policy was made for."""
     env = config.make(edges.prompts(config.instructions))
-    _check_env(recipe, env.spec)
+    _check_env(recipe, env.spec, edges)
     return env
 
 
@@ -214,7 +239,7 @@ def _judge(
     swap_instructions: bool = False,
 ) -> Judge:
     judge = judges.make_judge(config, learner, edges, evaluation, swap_instructions=swap_instructions)
-    _check_env(recipe, judge.spec)
+    _check_env(recipe, judge.spec, edges)
     return judge
 
 
@@ -263,7 +288,9 @@ def _source(
     )
 
 
-def _evaluator(judging: Sequence[Judge], recipe: Recipe, learner: Learner, edges: Edges) -> Evaluate:
+def _evaluator(
+    judging: Sequence[Judge], recipe: Recipe, learner: Learner, edges: Edges, action_names: Sequence[str]
+) -> Evaluate:
     """Success in the environments, and, where datasets hold out episodes, loss and action error on those."""
 
     def evaluate_actor(actor_params: Params, step: int) -> dict[str, float]:
@@ -273,7 +300,16 @@ def _evaluator(judging: Sequence[Judge], recipe: Recipe, learner: Learner, edges
         metrics = {"eval/success_rate": sum(rates) / len(rates), **dict(zip(names, rates, strict=False))}
         return metrics | {"eval/return": sum(float(episodes.returns.mean()) for episodes in by_env) / len(by_env)}
 
-    held_out = validation(recipe, learner, edges, judging[0].spec.action_names)
+    held_out = validation(recipe, learner, edges, action_names)
+    if not judging:
+        if held_out is None:
+            raise errors.ConfigError(
+                f"recipe {recipe.name}: fit.eval_every",
+                expected="environments in evaluation.envs, or a dataset with holdout",
+                found="neither",
+                fix="set fit.eval_every to None",
+            )
+        return held_out
     return evaluate_actor if held_out is None else together(held_out, evaluate_actor)
 
 
@@ -285,34 +321,7 @@ def validation(recipe: Recipe, learner: Learner, edges: Edges, action_names: Seq
     return HeldOut(learner, sets, edges.unnormalize, action_names) if sets else None
 
 
-def _check_env(recipe: Recipe, spec: EnvSpec) -> None:
+def _check_env(recipe: Recipe, spec: EnvSpec, edges: Edges) -> None:
     """The environment must show and take what the policy was made for."""
-    backbone, decoder = recipe.policy.backbone, recipe.policy.decoder
-    ours = {
-        "state dims": backbone.state_dim,
-        "action dims": decoder.action_dim,
-        "cameras": {name: tuple(backbone.image_size) for name in backbone.cameras},
-    }
-    theirs = {
-        "state dims": spec.state_dim,
-        "action dims": spec.action_dim,
-        "cameras": {
-            name: _shrunk(tuple(size), tuple(backbone.image_size))
-            for name, size in spec.cameras.items()
-            if name in backbone.cameras
-        },
-    }
-    different = [name for name in ours if ours[name] != theirs[name]]
-    if different:
-        raise errors.ConfigError(
-            f"policy of recipe {recipe.name} does not fit {spec.name}",
-            expected="; ".join(f"{name} {ours[name]}" for name in different),
-            found="; ".join(f"{name} {theirs[name]}" for name in different),
-            fix="evaluate it where it was trained for, or train it on data of this environment",
-        )
-
-
-def _shrunk(size: tuple[int, int], wanted: tuple[int, int]) -> tuple[int, int]:
-    """The size that the policy's edge makes of a camera: a whole multiple is averaged down (see `Edges.normalize`)."""
-    factor = max(1, size[0] // wanted[0])
-    return wanted if size == (wanted[0] * factor, wanted[1] * factor) else size
+    ours = contract.of_recipe(recipe, edges.normalizer.robot_action_dim)
+    contract.require(ours, contract.of_environment(spec), raises=errors.ConfigError)
