@@ -1,5 +1,6 @@
 """A run with adapters from start to evaluation: what its checkpoints hold, how it resumes, what it loads as."""
 
+import contextlib
 import dataclasses
 import shutil
 
@@ -7,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.nets import examples
 from tests.test_libero_recipe import tiny, write_set
 from vla_jax import experiment
 from vla_jax.core import errors
@@ -31,14 +33,23 @@ def tuned(recipe, folder, **fit):
     )
 
 
+def save_untrained(recipe, folder):
+    _, params = examples.init(recipe.policy.constructor(), jax.random.key(5))
+    metadata = trained.contract(recipe, experiment.data_statistics(recipe), tuple("abcdefg"), 20.0)
+    with contextlib.closing(checkpoints.Checkpoints(folder)) as store:
+        store.save(1, {}, params, {}, metadata)
+        store.wait()
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """A folder with a base, a tuned run, and the same run killed after its first checkpoint and gone on with."""
     folder = tmp_path_factory.mktemp("tuned")
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLA_JAX_COMPILE_CACHE", jax.config.jax_compilation_cache_dir)
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         recipe = tiny(write_set(folder / "set"))
-        experiment.train(recipe, folder / "base", quiet=True)
+        save_untrained(recipe, folder / "base")
         recipe = tuned(recipe, folder)
         experiment.train(recipe, folder / "whole", quiet=True)
         shutil.copytree(folder / "whole", folder / "parts")
