@@ -18,6 +18,8 @@ vla-jax train RECIPE[:FUNCTION] --run DIR [--FIELD VALUE ...]   train a recipe; 
 vla-jax eval CHECKPOINT [--doctor] [--FIELD VALUE ...]          judge a checkpoint by its recipe's evaluation
 vla-jax serve CHECKPOINT [--FIELD VALUE ...]                    answer robots over the network
 vla-jax plan RECIPE[:FUNCTION] --topology v5e:16x16 [--sweep]   memory, step time and utilization on a pod
+vla-jax import SOURCE OUT --layout L --recipe R [...]          weights of openpi, LeRobot, Hugging Face as a checkpoint
+vla-jax export RUN OUT --layout L                               a checkpoint as safetensors in their layouts
 vla-jax compare RUN_A RUN_B                                     two evaluations, episode by episode
 vla-jax table NAME                                              a benchmark table from results/
 vla-jax data generate|inspect|index|stats|convert|cache|view|lint ...  demonstrations on disk
@@ -36,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "train": train, "eval": evaluate, "compare": compare, "table": table, "data": data, "doctor": doctor,
         "serve": serve, "plan": plan,
     }  # fmt: skip
+    commands |= {"import": import_, "export": export}
     try:
         if not arguments or arguments[0] in ("-h", "--help"):
             print(USAGE)
@@ -59,10 +62,11 @@ def train(arguments: list[str]) -> None:
     @dataclasses.dataclass(frozen=True)
     class Train:
         run: str  # folder of checkpoints and metrics; training goes on from the latest checkpoint in it
+        accept: tuple[str, ...] = ()  # differences from the checkpoint it starts from that are meant
         recipe: Annotated[Recipe, tyro.conf.arg(name="")] = built
 
     options = _parse(Train, rest, f"vla-jax train {name}")
-    result = experiment.train(options.recipe, options.run)
+    result = experiment.train(options.recipe, options.run, accept=options.accept)
     if result.interrupted:
         return
     _console.print(f"{options.run}: {result.train_step} updates done")
@@ -85,6 +89,7 @@ def evaluate(arguments: list[str]) -> None:
         row: str = policy.recipe.name
         results: str = "results"
         swap_instructions: bool = False  # tell the policy another instruction than the one it is judged by
+        accept: tuple[str, ...] = ()  # differences from what the checkpoint was made for that are meant
         doctor: bool = False  # LIBERO: first, do recorded episodes of the training data still succeed here?
         evaluation: Annotated[EvaluationConfig, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff] = (
             policy.recipe.evaluation
@@ -102,7 +107,9 @@ def evaluate(arguments: list[str]) -> None:
         def show(done: int, total: int, successes: int) -> None:
             status.update(f"{done} of {total} episodes, {successes} succeeded")
 
-        by_env = experiment.evaluate(policy, config, swap_instructions=options.swap_instructions, progress=show)
+        by_env = experiment.evaluate(
+            policy, config, swap_instructions=options.swap_instructions, accept=options.accept, progress=show
+        )
     suffix = "/swapped_instructions" if options.swap_instructions else ""
     labels = {"table": options.table, "row": options.row, "suffix": suffix}
     entries = [
@@ -144,6 +151,25 @@ def plan(arguments: list[str]) -> None:
     name, rest = _positional(arguments, "plan", "RECIPE[:FUNCTION]")
     recipe = None if name.startswith(cli_plan.REFERENCE) else load_recipe(name)
     cli_plan.run(name, recipe, _parse(cli_plan.PlanOptions, rest, f"vla-jax plan {name}"), _console)
+
+
+def import_(arguments: list[str]) -> None:
+    """SOURCE is a safetensors file or folder, or openpi's params folder."""
+    from vla_jax import cli_models
+
+    source, rest = _positional(arguments, "import", "SOURCE")
+    out, rest = _positional(rest, "import", "SOURCE OUT")
+    options = _parse(cli_models.Import, rest, "vla-jax import SOURCE OUT", markers=())
+    cli_models.import_(source, out, load_recipe(options.recipe), options, _console)
+
+
+def export(arguments: list[str]) -> None:
+    """RUN is a run folder or one checkpoint."""
+    from vla_jax import cli_models
+
+    run, rest = _positional(arguments, "export", "RUN")
+    out, rest = _positional(rest, "export", "RUN OUT")
+    cli_models.export(run, out, _parse(cli_models.Export, rest, "vla-jax export RUN OUT"), _console)
 
 
 def compare(arguments: list[str]) -> None:

@@ -7,11 +7,17 @@ import jax
 import numpy as np
 
 from vla_jax.core import functional
+from vla_jax.data.normalization import FieldStatistics, Statistics
+from vla_jax.data.schema import DatasetConfig
+from vla_jax.learners.imitation import ImitationConfig
 from vla_jax.nets.gemma import GemmaConfig
 from vla_jax.nets.paligemma import PaliGemma, PaliGemmaConfig
 from vla_jax.nets.siglip import SiglipConfig
 from vla_jax.nets.vla_transformer import VlaTransformer, VlaTransformerConfig
 from vla_jax.policies.flow import FlowConfig, FlowPolicy
+from vla_jax.training.fit import FitConfig
+from vla_jax.training.optimizers import AdamW
+from vla_jax.training.recipe import DataConfig, EvaluationConfig, PolicyConfig, Recipe, TextConfig
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "interop"
 CAMERAS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
@@ -72,3 +78,25 @@ def large_paligemma_config() -> PaliGemmaConfig:
     vision = SiglipConfig(width=128, depth=4, mlp_dim=512, num_heads=4, patch_size=14, image_size=28)
     language = GemmaConfig(width=512, depth=10, mlp_dim=1024, num_heads=8, num_kv_heads=1, head_dim=64)
     return PaliGemmaConfig(("image",), vocab_size=4096, prompt_length=5, vision=vision, language=language)
+
+
+def recipe(kind: str, **changes) -> Recipe:
+    """For a robot of 2 action dims; its data are never read."""
+    decoder = flow(kind)
+    return Recipe(
+        name=f"tiny_{kind}",
+        policy=PolicyConfig(backbone(kind, **changes), decoder),
+        learner=ImitationConfig(),
+        optimizer=AdamW(peak_lr=1e-3),
+        fit=FitConfig(num_train_steps=1),
+        evaluation=EvaluationConfig((), execution_horizon=1),
+        data=DataConfig((DatasetConfig("nowhere", 5, cameras=tuple((name, name) for name in CAMERAS)),), batch_size=1),
+        text=TextConfig(words=("push", "the", "block"), prompt_length=7),
+    )
+
+
+def statistics(state_dim: int = 6, action_dim: int = 2) -> Statistics:
+    sides = [
+        FieldStatistics(*[(float(i),) * dim for i in (0, 1, -2, 2, -3, 3)], count=9) for dim in (state_dim, action_dim)
+    ]
+    return Statistics(*sides)
