@@ -1,5 +1,7 @@
 """Observations and the smallest backbones, shared by the tests of nets and policies."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -50,17 +52,20 @@ def transformer(num_suffix_tokens, adaptive_norm, rngs):
     return VlaTransformer(transformer_config(adaptive_norm=adaptive_norm), rngs)
 
 
+UNOPTIMIZED = {"xla_backend_optimization_level": 0}
+jit = functools.partial(jax.jit, compiler_options=UNOPTIMIZED)  # for programs that compile longer than they run
+
+
 def init(constructor, key):
     """`functional.init`, compiled without optimization: 2 s of CPU instead of 17 for the transformer below."""
     net, _ = functional.describe(constructor)
-    unoptimized = {"xla_backend_optimization_level": 0}
-    return net, jax.jit(lambda key: functional.init(constructor, key)[1], compiler_options=unoptimized)(key)
+    return net, jit(lambda key: functional.init(constructor, key)[1])(key)
 
 
 BACKBONES = [conv_film, transformer]
 
 
-def train(loss, params, num_steps, optimizer):
+def train(loss, params, num_steps, optimizer, jit=jax.jit):
     """`params` after gradient steps on `loss(params, key)` in one scan, and the losses on the way."""
 
     def train_step(carry, key):
@@ -70,5 +75,5 @@ def train(loss, params, num_steps, optimizer):
         return (optax.apply_updates(params, updates), opt_state), value
 
     keys = jax.random.split(jax.random.key(1), num_steps)
-    (params, _), losses = jax.jit(lambda p: jax.lax.scan(train_step, (p, optimizer.init(p)), keys))(params)
+    (params, _), losses = jit(lambda p: jax.lax.scan(train_step, (p, optimizer.init(p)), keys))(params)
     return params, losses

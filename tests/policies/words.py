@@ -1,9 +1,6 @@
 """The smallest words of actions, and backbones that write them; shared by the tests of policies and training."""
 
 import dataclasses
-import functools
-
-import jax
 
 from tests.nets import examples
 from vla_jax.codecs.action_text import ActionText
@@ -12,9 +9,6 @@ from vla_jax.nets.gemma import GemmaConfig
 from vla_jax.nets.paligemma import PaliGemmaConfig
 from vla_jax.nets.siglip import SiglipConfig
 from vla_jax.nets.state_text import StateText
-
-# Compiled without optimization: a few times less CPU for programs that run once.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 H, A = 4, 2
 _ZERO = chr(6)  # coefficients -6 to 6 at 4 steps per unit; runs of zeros are one token
