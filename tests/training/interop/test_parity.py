@@ -1,5 +1,7 @@
 """Imported weights compute what their own framework computed: fixtures of openpi and transformers, float32."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -70,6 +72,25 @@ def test_velocity_and_chunk_are_those_of_openpi(openpi):
     velocity, chunk = run(imported.params)
     assert difference("velocity", -velocity, arrays["velocity"]).relative < TOLERANCE
     assert difference("chunk", chunk, arrays["chunk"]).relative < TOLERANCE
+
+
+def test_words_of_pi0_fast_are_those_of_openpi(tmp_path):
+    # Its prompt is seen both ways and its suffix is causal, as `token_ar_mask` says there.
+    config = dataclasses.replace(examples.paligemma_config(), cameras=examples.CAMERAS, vision=examples.vision(32))
+    net, template = functional.describe(lambda rngs: examples.PaliGemma(config, rngs))
+    source = OrbaxArrays(examples.openpi_folder("pi0_fast", tmp_path))
+    params, report = transfer.import_params(source, layouts.layout("openpi", config, prefix=""), template)
+    assert report.counts()["matched"] == len(report.rows)
+    arrays = jax.tree.map(jnp.asarray, examples.inputs("openpi_io.npz", "pi0_fast"))
+    everywhere = {f"image_mask/{name}": jnp.ones(2, bool) for name in examples.CAMERAS}
+    seen = observation(arrays | everywhere | {"state": jnp.zeros((2, 0)), "prompt_mask": jnp.ones((2, 4), bool)})
+
+    @jax.jit
+    def run(params):
+        model = net.bind(params)
+        return model.token_logits(model.prefix(seen), arrays["target"])
+
+    assert difference("logits", run(params), arrays["logits"]).relative < TOLERANCE
 
 
 @pytest.fixture(scope="module", params=["siglip", "gemma", "paligemma"])
