@@ -75,6 +75,18 @@ def paligemma(cameras: tuple[str, ...] = ("image",), prompt_length: int = 128, *
     return dataclasses.replace(config, **changes)
 
 
+def pi0_fast(
+    cameras: tuple[str, ...],
+    state_dim: int = 32,
+    prompt_length: int = 180,
+    state_text: StateText | None = None,
+    **changes,
+) -> PaliGemmaConfig:
+    """pi0-FAST's published shapes: PaliGemma's, with no parameter of its own. Without `state_text` the prompt holds the
+    state already."""
+    return paligemma(cameras, prompt_length, **dict(state_dim=state_dim, state_text=state_text) | changes)
+
+
 def tiny_paligemma(
     cameras: tuple[str, ...] = ("image",), vocab_size: int = 257, prompt_length: int = 48, **changes
 ) -> PaliGemmaConfig:

@@ -1,9 +1,9 @@
-"""What policies share that say their actions in words: the loss of the words against a backbone with text."""
+"""The loss of words against a backbone that writes them: any text, and the words that say a chunk of actions."""
 
 from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from vla_jax.codecs.action_text import ActionText
 from vla_jax.core import errors
@@ -38,6 +38,16 @@ def require_text(backbone: Backbone, text: ActionText, place: str) -> None:
         )
 
 
+def text_losses(
+    model: WritesText, prefix: Any, target: Int[Array, "b n"], target_mask: Bool[Array, "b n"]
+) -> tuple[Float[Array, "b"], Float[Array, ""]]:
+    """The loss of a prefix language model: cross-entropy in nats per word of the target given images and prompt, one
+    mean per example, and the share of words that are the likeliest. Words under a False mask train nothing."""
+    logits = model.token_logits(prefix, target)
+    hits = (logits.argmax(-1) == target) & target_mask
+    return cross_entropy(logits, target, target_mask), hits.sum() / jnp.maximum(target_mask.sum(), 1)
+
+
 def token_losses(
     backbone: WritesText, prefix: Any, text: ActionText, batch: Demonstrations
 ) -> tuple[Float[Array, "b"], Metrics]:
@@ -48,12 +58,10 @@ def token_losses(
     """
     tokens, mask, fits = text.encode(jnp.where(batch.action_mask, batch.actions, 0.0))
     mask &= batch.action_mask.any((1, 2))[:, None]
-    logits = backbone.token_logits(prefix, tokens)
-    losses = cross_entropy(logits, tokens, mask)
-    hits = (logits.argmax(-1) == tokens) & mask
+    losses, accuracy = text_losses(backbone, prefix, tokens, mask)
     metrics = {
         "tokens/loss": losses.mean(),
-        "tokens/accuracy": hits.sum() / jnp.maximum(mask.sum(), 1),
+        "tokens/accuracy": accuracy,
         "tokens/count": mask.sum(1).mean(),
         "tokens/cut_off": (~fits).mean(),
     }
