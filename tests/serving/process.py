@@ -91,6 +91,10 @@ class Stream:
         while self._file.readline() not in (b"\r\n", b""):
             pass
 
+    def close(self):
+        """The socket closes only when this does, too."""
+        self._file.close()
+
     def read(self):
         """The next frame: opcode and payload."""
         first, size = self._file.read(2)

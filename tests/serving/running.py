@@ -69,11 +69,12 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(config=None, access=None, batching=None, actor=None, **changes):
+def running(config=None, access=None, batching=None, actor=None, port=0, read=read, metadata=METADATA, **changes):
     """`changes` are fields of the config."""
     actor, access = actor or Double(), access or Access()
-    serving = PolicyServer(read, actor, METADATA, access, dataclasses.replace(config or _FAST, **changes), batching)
-    sock, ready, finished = server.bind("127.0.0.1", 0), queue.Queue(), queue.Queue()
+    free = getattr(actor, "free", threading.Event())
+    serving = PolicyServer(read, actor, metadata, access, dataclasses.replace(config or _FAST, **changes), batching)
+    sock, ready, finished = server.bind("127.0.0.1", port), queue.Queue(), queue.Queue()
 
     async def main():
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
@@ -86,7 +87,7 @@ def running(config=None, access=None, batching=None, actor=None, **changes):
     try:
         yield Running(address, serving, actor, stop, finished)
     finally:
-        actor.free.set()
+        free.set()
         with contextlib.suppress(RuntimeError):  # the test has stopped it: its loop is closed
             stop()
         thread.join(TIMEOUT)

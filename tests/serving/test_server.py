@@ -20,7 +20,7 @@ from vla_jax.serving.limits import Access, make_access
 from vla_jax.serving.server import ServerConfig
 
 KEY = "0123456789abcdef"
-FILES = Path(__file__).parent / "files"
+FIXTURES = Path(__file__).parent.parent / "fixtures"
 
 
 def get(address, path, **headers):
@@ -144,9 +144,9 @@ def test_an_api_key_guards_everything_but_health():
 
 def test_tls_by_a_certificate():
     access = make_access(
-        "127.0.0.1", tls_certificate=str(FILES / "localhost.pem"), tls_key=str(FILES / "localhost.key")
+        "127.0.0.1", tls_certificate=str(FIXTURES / "localhost.pem"), tls_key=str(FIXTURES / "localhost.key")
     )
-    trust = ssl.create_default_context(cafile=FILES / "localhost.pem")
+    trust = ssl.create_default_context(cafile=FIXTURES / "localhost.pem")
     with running(access=access) as secure:
         assert secure.address.startswith("wss://")
         with secure.connect(ssl=trust, server_hostname="localhost") as ws:
