@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from tests.training.interop import examples
 from vla_jax.core import errors, functional
+from vla_jax.nets import vla_transformer
+from vla_jax.policies.flow import FlowConfig, FlowPolicy
 from vla_jax.training.checkpoints import flatten
 from vla_jax.training.interop import compare, layouts, report, transfer
 from vla_jax.training.interop.rules import Rule, reflect_time
@@ -99,6 +101,32 @@ def test_older_and_newer_spellings_mean_the_same_tensors(name, spelling):
     names = [tensor for rule in layout.rules for tensor in rule.names]
     assert [layout.canonical(spelling(tensor)) for tensor in names] == names
     assert [layout.canonical(tensor) for tensor in names] == names
+
+
+@pytest.mark.parametrize("name", ["paligemma", "gemma", "lerobot"])
+def test_the_output_layer_stands_in_for_the_embedding_that_it_is_tied_to(name):
+    # As in LeRobot's published pi0_base and pi05_base, which have no embed_tokens.
+    backbone = examples.backbone("pi0") if name == "lerobot" else examples.paligemma_config()
+    layout = layouts.layout(name, backbone, examples.flow("pi0") if name == "lerobot" else None)
+    (tie,) = layout.tied
+    assert layout.spellings([tie.alias]) == {tie.name: tie.alias}
+    assert layout.spellings([tie.alias, tie.name]) == {tie.name: tie.name, tie.alias: tie.alias}
+    assert layout.why_unused(tie.alias)
+
+
+@pytest.mark.parametrize(("kind", "count"), [("pi0", 777), ("pi05", 812)])
+def test_published_shapes_have_the_published_number_of_tensors(kind, count):
+    # "Remapped 777 state dict keys" is what LeRobot says of pi0_base, which has one of the two tied names. In pi0.5 37
+    # norms have kernel and bias instead of a scale, and the state's two tensors are gone: 777 + 37 - 2.
+    build, time = (vla_transformer.pi0, "concat") if kind == "pi0" else (vla_transformer.pi05, "adaptive_norm")
+    backbone, flow = build(("base", "left", "right")), FlowConfig(50, 32, time_conditioning=time)
+    constructor = lambda rngs: FlowPolicy(flow, vla_transformer.VlaTransformer(backbone, rngs), rngs)  # noqa: E731
+    leaves = flatten(functional.describe(constructor)[1])
+    theirs = transfer.their_tensors(layouts.layout("lerobot", backbone, flow), leaves, np.dtype(np.float32))
+    assert len(theirs) == count + 1
+    stacked = transfer.their_tensors(layouts.layout("openpi", backbone, flow), leaves, np.dtype(np.float32))
+    assert stacked["PaliGemma/llm/layers/mlp/gating_einsum"].shape == (18, 2, 2048, 16384)
+    assert stacked["PaliGemma/llm/embedder/input_embedding"].shape == (257152, 2048)
 
 
 def test_report_names_missing_mismatched_and_unexpected_tensors(tmp_path):

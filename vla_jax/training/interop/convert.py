@@ -118,7 +118,7 @@ def export_checkpoint(
     """
     policy = trained.load(path)
     layout = layout_of(policy.recipe, layout_name)
-    num_tensors = transfer.num_tensors(layout) + len(layout.constants)
+    num_tensors = len(transfer.their_tensors(layout, checkpoints.flatten(policy.base_params), np.dtype(dtype)))
     with progress.bar(console or rich.console.Console(quiet=True)) as bar:
         advance = _task(bar, "writing", num_tensors)
         files = transfer.export_params(policy.base_params, layout, out, dtype=dtype, advance=advance)

@@ -20,7 +20,7 @@ from vla_jax.nets.paligemma import PaliGemmaConfig
 from vla_jax.nets.vla_transformer import VlaTransformerConfig
 from vla_jax.policies.flow import FlowConfig
 from vla_jax.training.interop import towers as parts
-from vla_jax.training.interop.rules import Constant, Layout, Rule, Unused, flip_sign, reflect_time
+from vla_jax.training.interop.rules import Constant, Layout, Rule, Tied, Unused, flip_sign, reflect_time
 from vla_jax.training.interop.towers import Towers
 
 Backbone = VlaTransformerConfig | PaliGemmaConfig
@@ -99,7 +99,9 @@ def lerobot(backbone: Backbone, flow: FlowConfig | None, prefix: str) -> Layout:
         (r"paligemma\.language_model\.lm_head\.", "paligemma.lm_head."),
         (r"vision_tower\.(?!vision_model\.)", "vision_tower.vision_model."),
     )
-    return Layout("lerobot", tuple(rules), unused, constants, aliases)
+    # The published files have the output layer and leave out the embedding that it is tied to; the loader wants both.
+    tied = (Tied(f"{top}paligemma.lm_head.weight", f"{vlm}language_model.embed_tokens.weight", written=True),)
+    return Layout("lerobot", tuple(rules), unused, constants, tied, aliases)
 
 
 def paligemma(backbone: Backbone, flow: FlowConfig | None, prefix: str) -> Layout:
@@ -118,7 +120,10 @@ def paligemma(backbone: Backbone, flow: FlowConfig | None, prefix: str) -> Layou
         (r"^lm_head\.", "language_model.lm_head."),
         (r"^vision_tower\.(?!vision_model\.)", "vision_tower.vision_model."),
     )
-    return Layout("paligemma", tuple(rules), fresh=("*",), unused=unused, constants=constants, aliases=aliases)
+    tied = (Tied("language_model.lm_head.weight", f"{language}embed_tokens.weight"),)
+    return Layout(
+        "paligemma", tuple(rules), fresh=("*",), tied=tied, unused=unused, constants=constants, aliases=aliases
+    )
 
 
 def gemma(backbone: Backbone, flow: FlowConfig | None, prefix: str) -> Layout:
@@ -128,7 +133,8 @@ def gemma(backbone: Backbone, flow: FlowConfig | None, prefix: str) -> Layout:
     unused, constants = _prefix_norm(where, "model.norm.weight", rules)
     unused += (Unused(r"lm_head\.weight", _TIED), Unused(r".*rotary_emb\.inv_freq", "computed from the positions"))
     aliases = ((r"^(?!model\.|lm_head\.)", "model."),)
-    return Layout("gemma", tuple(rules), fresh=("*",), unused=unused, constants=constants, aliases=aliases)
+    tied = (Tied("lm_head.weight", "model.embed_tokens.weight"),)
+    return Layout("gemma", tuple(rules), fresh=("*",), tied=tied, unused=unused, constants=constants, aliases=aliases)
 
 
 def siglip(backbone: Backbone, flow: FlowConfig | None, prefix: str) -> Layout:

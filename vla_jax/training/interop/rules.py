@@ -10,7 +10,7 @@ cannot drift apart.
 import dataclasses
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from einops import rearrange
@@ -111,6 +111,15 @@ class Constant:
 
 
 @dataclasses.dataclass(frozen=True)
+class Tied:
+    """One tensor of theirs under two names, of which files have one or both: `alias` serves where `name` is absent."""
+
+    alias: str
+    name: str  # of a rule
+    written: bool = False  # whether an export has both, for loaders that ask for both
+
+
+@dataclasses.dataclass(frozen=True)
 class Layout:
     """Everything that is known of one foreign checkpoint format, for one network of ours."""
 
@@ -118,6 +127,7 @@ class Layout:
     rules: tuple[Rule, ...]
     unused: tuple[Unused, ...] = ()
     constants: tuple[Constant, ...] = ()
+    tied: tuple[Tied, ...] = ()
     aliases: tuple[tuple[str, str], ...] = ()  # regular expressions, in order: other spellings of their names
     fresh: tuple[str, ...] = ()  # patterns of our leaves that this layout never has, so that they start anew
 
@@ -134,6 +144,14 @@ class Layout:
         for pattern, replacement in self.aliases:
             name = re.sub(pattern, replacement, name)
         return name
+
+    def spellings(self, names: Iterable[str]) -> dict[str, str]:
+        """The names of a file by their canonical spelling, ties resolved."""
+        found = {self.canonical(name): name for name in names}
+        for tie in self.tied:
+            if tie.alias in found and tie.name not in found:
+                found[tie.name] = found.pop(tie.alias)
+        return found
 
     def why_unused(self, name: str) -> str | None:
         """The reason for which a tensor of theirs is left out; None when it should not be."""

@@ -30,7 +30,7 @@ class Imported(NamedTuple):
 
 def inspect(source: TensorSource, layout: Layout, template: Params) -> Report:
     """What an import of `source` would match and miss; nothing is read. `template` may be abstract."""
-    theirs = {layout.canonical(name): info for name, info in source.tensors.items()}
+    theirs = {ours: source.tensors[name] for ours, name in layout.spellings(source.tensors).items()}
     return make_report(layout, flatten(template), theirs, str(source.path))
 
 
@@ -62,7 +62,7 @@ def import_params(
             expected="every parameter from the checkpoint, or `fresh`",
             found=", ".join(anew[:5]),
         )
-    names = _spellings(source, layout)
+    names = layout.spellings(source.tensors)
     matched = {row.theirs for row in report.of("matched")}
     filled: dict[str, Any] = {}
     for rule in layout.rules:
@@ -91,6 +91,7 @@ def export_params(
     leaves = flatten(params)
     tensors = their_tensors(layout, leaves, np.dtype(dtype))
     by_name = {name: (rule, layer) for rule in layout.rules for layer, name in enumerate(rule.names)}
+    by_name |= {tie.alias: by_name[tie.name] for tie in layout.tied if tie.written}
 
     def produce(name: str) -> np.ndarray:
         if name not in by_name:
@@ -104,6 +105,7 @@ def export_params(
 def their_tensors(layout: Layout, leaves: Mapping[str, Any], dtype: np.dtype) -> dict[str, TensorInfo]:
     """Names and shapes of an export, by name."""
     shapes = {name: rule.their_shape(tuple(leaves[rule.ours[0]].shape)) for rule in layout.rules for name in rule.names}
+    shapes |= {tie.alias: shapes[tie.name] for tie in layout.tied if tie.written}
     shapes |= {constant.name: constant.shape for constant in layout.constants}
     return {name: TensorInfo(shapes[name], dtype) for name in sorted(shapes)}
 
@@ -115,7 +117,7 @@ def verify(
 
     Zero wherever an import only moves numbers; where it computes (`Rule.values`), the rounding of float32.
     """
-    leaves, names, found = flatten(params), _spellings(source, layout), []
+    leaves, names, found = flatten(params), layout.spellings(source.tensors), []
     for padded in layout.rules:
         rule = dataclasses.replace(padded, padded_to=0)
         for layer, name in enumerate(rule.names):
@@ -165,8 +167,3 @@ def _theirs(rule: Rule, leaves: Mapping[str, Any], layer: int) -> np.ndarray:
     if LAYER in rule.theirs:
         return rule.to_theirs([np.asarray(part[layer]) for part in parts])
     return np.stack([rule.to_theirs([np.asarray(part[i]) for part in parts]) for i in range(rule.depth)])
-
-
-def _spellings(source: TensorSource, layout: Layout) -> dict[str, str]:
-    """Canonical name to the name in the file."""
-    return {layout.canonical(name): name for name in source.tensors}
