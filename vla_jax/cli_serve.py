@@ -28,6 +28,8 @@ class Serve:
     layout: str | None = None  # take requests in this key layout only: flat, data, libero, droid
     default_prompt: str | None = None  # for requests without one
     dataset: str | None = None  # whose statistics to act with, where every dataset had its own
+    base: str | None = None  # of a checkpoint with adapters: where the one it started from is now
+    int8: bool = False  # weights in 8 bits: a quarter of the memory, slightly other answers
     batch_sizes: tuple[int, ...] = (1, 2, 4, 8)  # compiled before the server listens
     latency_budget_ms: float = 5.0  # that a request may wait for company
     max_waiting: int = 64  # requests
@@ -48,7 +50,9 @@ def serve(checkpoint: str, options: Serve, console: rich.console.Console) -> Non
     )
     sock = server.bind(options.host, options.server.port)
     runtime.enable_compile_cache()
-    policy = trained.load(checkpoint, dataset=options.dataset)
+    policy = trained.load(checkpoint, dataset=options.dataset, base=options.base)
+    if options.int8:
+        policy = policy.quantized()
     guidance = guidance_of(policy, options.guidance_weight) if options.realtime else None
     reader = RequestReader.of(
         policy, layout=options.layout, default_prompt=options.default_prompt, takes_previous=options.realtime

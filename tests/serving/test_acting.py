@@ -97,6 +97,15 @@ def test_a_row_that_is_not_finite_is_an_error_of_that_row_alone(policy, reader):
     assert isinstance(answered[1], errors.RequestError) and "NaN" in str(answered[1])
 
 
+def test_weights_in_8_bits_answer_nearly_the_same(policy, reader, actor):
+    small = BatchActor(policy.quantized(), (1,))
+    small.warm_up()
+    (request,) = requests(reader, 1)
+    exact, rounded = (each.run([request])[0][0] for each in (actor, small))
+    spread = np.std([chunk for chunk in actor.run(requests(reader, 4))[0]])
+    assert 0 < np.abs(exact - rounded).mean() < 0.2 * spread
+
+
 def test_a_policy_without_a_velocity_cannot_be_guided(policy):
     codec = BinCodec(((-1.0, -0.5, 0.5, 1.0),) * (toy_policy.ACTION_DIM + 1))
     recipe = toy_policy.recipe(BinsConfig(toy_policy.HORIZON, codec))
