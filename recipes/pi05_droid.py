@@ -26,7 +26,7 @@ def paper(seed: int = 0) -> Recipe:
     """3.4B parameters. Without PaliGemma's vocabulary it can be planned, and training refuses."""
     full, words = pi0_droid.paper(seed), _words()
     length = _PROMPT - (0 if words is None else words.num_tokens(pi0_droid.STATE_DIM))
-    backbone = vla_transformer.pi05(pi0_droid.CAMERAS, pi0_droid.STATE_DIM, length, words)
+    backbone = vla_transformer.pi05(pi0_droid.CAMERAS, pi0_droid.STATE_DIM, length, words, remat=pi0_droid.REMAT)
     return dataclasses.replace(
         full,
         name="pi05_droid/paper",

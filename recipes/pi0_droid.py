@@ -29,6 +29,7 @@ ACTION_DIM, ACTION_HORIZON, EXECUTION_HORIZON = 32, 16, 8
 VOCABULARY = "runs/paligemma/tokenizer.model"  # PaliGemma's, which the user brings
 DROID, KEPT = "data/droid/1.0.1", "data/droid/kept.json"  # kept: `vla-jax data` or data_pipelines.droid writes it
 LIBERO = tuple(f"data/libero_{suite}_no_noops/1.0.0" for suite in ("spatial", "object", "goal", "10"))
+REMAT = "dots_with_no_batch_dims_saveable"  # attention alone is computed twice; docs/scale.md compares
 QUICK = Path("runs/pi0_droid")
 
 
@@ -38,7 +39,8 @@ def paper(seed: int = 0) -> Recipe:
     return Recipe(
         name="pi0_droid/paper",
         policy=PolicyConfig(
-            vla_transformer.pi0(CAMERAS, STATE_DIM), FlowConfig(ACTION_HORIZON, ACTION_DIM, time_distribution="pi0")
+            vla_transformer.pi0(CAMERAS, STATE_DIM, remat=REMAT),
+            FlowConfig(ACTION_HORIZON, ACTION_DIM, time_distribution="pi0"),
         ),
         learner=ImitationConfig(ema_decay=0.99),
         optimizer=optimizer(),

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import inspect
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Annotated, Any
 import rich.console
 import tyro
 
-from vla_jax.core import errors
+from vla_jax.core import cluster, errors
 
 USAGE = """\
 vla-jax train RECIPE[:FUNCTION] --run DIR [--FIELD VALUE ...]   train a recipe; the same command resumes
@@ -56,6 +57,7 @@ def train(arguments: list[str]) -> None:
     from vla_jax import experiment
     from vla_jax.training.recipe import Recipe
 
+    cluster.join(cluster.detect(os.environ))
     name, rest = _positional(arguments, "train", "RECIPE[:FUNCTION]")
     built = load_recipe(name)
 
@@ -150,7 +152,8 @@ def plan(arguments: list[str]) -> None:
 
     name, rest = _positional(arguments, "plan", "RECIPE[:FUNCTION]")
     recipe = None if name.startswith(cli_plan.REFERENCE) else load_recipe(name)
-    cli_plan.run(name, recipe, _parse(cli_plan.PlanOptions, rest, f"vla-jax plan {name}"), _console)
+    options = _parse(cli_plan.options_with(recipe), rest, f"vla-jax plan {name}")
+    cli_plan.run(name, options, _console)
 
 
 def import_(arguments: list[str]) -> None:

@@ -2,13 +2,15 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import rich.console
+import tyro
 
 from vla_jax.core import errors
 from vla_jax.training.plan import planner, reference, report, worker
 from vla_jax.training.plan.chips import Topology, parse_topology
+from vla_jax.training.recipe import Recipe
 
 REFERENCE = "reference:"  # in the place of a recipe: a transformer of training/plan/reference.py
 
@@ -30,8 +32,21 @@ class PlanOptions:
     markdown: str | None = None  # also write the tables here
 
 
-def run(source: str, recipe: Any, options: PlanOptions, console: rich.console.Console) -> None:
-    """Plan `recipe`, or the reference transformer that `source` names, and print it."""
+def options_with(built: Recipe | None) -> type:
+    """`PlanOptions` and, beside them, every field of the recipe."""
+    if built is None:
+        return PlanOptions
+
+    @dataclasses.dataclass(frozen=True)
+    class WithRecipe(PlanOptions):
+        recipe: Annotated[Recipe, tyro.conf.arg(name="")] = built
+
+    return WithRecipe
+
+
+def run(source: str, options: PlanOptions, console: rich.console.Console) -> None:
+    """Plan the recipe among the options, or the reference transformer that `source` names, and print it."""
+    recipe = None if source.startswith(REFERENCE) else options.recipe
     topology = parse_topology(options.topology)
     parts = tuple(int(part) for part in (options.microbatches or "").split(",") if part) or (None,)
     batch_size = options.batch_size or _batch_size(source, recipe, topology)

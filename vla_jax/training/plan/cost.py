@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from functools import cached_property
 
 from vla_jax.training.plan.groups import first_group
-from vla_jax.training.plan.hlo import Computation, Instruction, Module
+from vla_jax.training.plan.hlo import Computation, Instruction, Module, Shape
 from vla_jax.training.plan.products import operations
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
@@ -18,6 +18,7 @@ _FREE = {
     "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "partition-id", "replica-id",
     "opt-barrier", "add-dependency", "copy-done", "slice-done", "while", "conditional", "call", "async-update",
 }  # fmt: skip
+_FREE_CALLS = ("AsyncCollective", "AllocateBuffer", "ConcatBitcast", "AssumeGatherIndicesInBound")
 _COPIES = ("copy-start", "slice-start")
 _TRIPS = re.compile(r'known_trip_count[^}]*?"n":"(\d+)"')
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
@@ -125,7 +126,7 @@ class _Walk:
                 if opcode.endswith("-done"):
                     continue
                 collectives += self._collective(instruction, computation, kind, opcode.endswith("-start"))
-            elif opcode not in _FREE:
+            elif opcode not in _FREE and not _is_free_call(instruction):
                 collectives += self._inside(instruction)
                 work.append(self._work(instruction, computation))
         self.regions.append(Region(name, times, tuple(work), copied, tuple(collectives)))
@@ -198,36 +199,51 @@ class _Walk:
                 return 2 * sum(shape.main_bytes for shape in update.shapes)
             read = sum(shape.main_bytes for operand in operands for shape in operand.shapes)
             return read + sum(shape.main_bytes for shape in instruction.shapes)
-        read = sum(
-            _read_bytes(inner, parameter, sum(shape.main_bytes for shape in operand.shapes))
-            for parameter, operand in zip(inner.parameters, operands, strict=False)
-        )
-        return read + _written_bytes(inner, instruction)
+        read = 0.0
+        for parameter, operand in zip(inner.parameters, operands, strict=False):
+            whole = sum(shape.main_bytes for shape in operand.shapes)
+            read += self._read_bytes(inner, parameter.name, whole) if whole else 0.0
+        return read + self._written_bytes(inner, instruction)
 
+    def _read_bytes(self, inner: Computation, name: str, whole: float) -> float:
+        """What a fusion reads of one operand: slices where it only slices it, also in fusions inside."""
+        total = 0.0
+        for user in inner.users.get(name, []):
+            if user.opcode in ("dynamic-slice", "gather", "slice"):
+                total += sum(shape.bytes for shape in user.shapes)
+            elif user.opcode in ("bitcast", "get-tuple-element"):
+                total += self._read_bytes(inner, user.name, whole)
+            elif user.opcode == "fusion" and user.called("calls"):
+                nested = self.module.computations[user.called("calls")]
+                places = [place for place, operand in enumerate(user.operands) if operand == name]
+                total += sum(self._read_bytes(nested, nested.parameters[place].name, whole) for place in places)
+            elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
+                continue  # updated in place
+            elif user.is_root and user.opcode == "tuple":
+                continue  # handed through
+            else:
+                return whole
+        return min(whole, total)
 
-def _read_bytes(inner: Computation, parameter: Instruction, whole: float) -> float:
-    users = inner.users.get(parameter.name, [])
-    sliced = ("dynamic-slice", "gather", "slice")
-    if users and all(user.opcode in sliced for user in users):
-        return min(whole, sum(shape.bytes for user in users for shape in user.shapes))
-    if users and all(u.opcode == "dynamic-update-slice" and u.operands[0] == parameter.name for u in users):
-        return 0.0  # updated in place
-    return whole
+    def _written_bytes(self, inner: Computation, instruction: Instruction) -> float:
+        """A fusion that ends in an update of a slice writes the slice; what it hands through it does not write."""
+        root = inner.root
+        ends = [inner.by_name[name] for name in root.operands] if root.opcode == "tuple" else [root]
+        if len(ends) != len(instruction.shapes):
+            return sum(shape.main_bytes for shape in instruction.shapes)
+        return sum(self._end_bytes(inner, end, shape) for end, shape in zip(ends, instruction.shapes, strict=True))
 
-
-def _written_bytes(inner: Computation, instruction: Instruction) -> float:
-    """A fusion that ends in an update of a slice writes the slice."""
-    root = inner.root
-    roots = [inner.by_name[name] for name in root.operands] if root.opcode == "tuple" else [root]
-    if len(roots) != len(instruction.shapes):
-        return sum(shape.main_bytes for shape in instruction.shapes)
-    total = 0.0
-    for each, shape in zip(roots, instruction.shapes, strict=True):
-        if each.opcode == "dynamic-update-slice" and shape.space == 0:
-            total += sum(part.bytes for part in inner.by_name[each.operands[1]].shapes)
-        else:
-            total += shape.main_bytes
-    return total
+    def _end_bytes(self, inner: Computation, end: Instruction, shape: Shape) -> float:
+        while end.opcode == "bitcast":
+            end = inner.by_name[end.operands[0]]
+        if end.opcode == "parameter" or shape.space != 0:
+            return 0.0
+        if end.opcode == "dynamic-update-slice":
+            return sum(part.bytes for part in inner.by_name[end.operands[1]].shapes)
+        if end.opcode == "fusion" and end.called("calls") and len(end.shapes) == 1:
+            nested = self.module.computations[end.called("calls")]
+            return min(shape.main_bytes, self._end_bytes(nested, nested.root, shape))
+        return shape.main_bytes
 
 
 def _copied(instruction: Instruction) -> float:
@@ -235,6 +251,10 @@ def _copied(instruction: Instruction) -> float:
     arrays = [shape for shape in instruction.shapes if shape.dims]
     moved = min((shape.bytes for shape in arrays), default=0.0)
     return moved * sum(shape.space == 0 for shape in arrays[:2])
+
+
+def _is_free_call(instruction: Instruction) -> bool:
+    return instruction.opcode == "custom-call" and any(name in instruction.attributes for name in _FREE_CALLS)
 
 
 def _kind(opcode: str) -> str | None:

@@ -34,6 +34,7 @@ class Program:
     num_train_steps: int
     tokens_per_sample: int | None = None
     augment: step.Augment | None = None
+    fsdp_min_size: int = sharding.MeshConfig.fsdp_min_size
 
     @property
     def batch_size(self) -> int:
@@ -65,6 +66,7 @@ def of_recipe(recipe: Recipe, batch_size: int | None = None) -> Program:
         logical_axes=functional.logical_axes(recipe.policy.constructor()),
         num_train_steps=recipe.fit.num_train_steps,
         augment=None if augment is None else lambda key, batch: augment_batch(key, batch, config=augment),
+        fsdp_min_size=recipe.fit.mesh.fsdp_min_size,
     )
 
 
@@ -106,7 +108,7 @@ class Compiled:
     facts: dict[str, Any]
 
 
-def lower(program: Program, mesh: Mesh, fsdp_min_size: int = sharding.MeshConfig.fsdp_min_size) -> Lowered:
+def lower(program: Program, mesh: Mesh) -> Lowered:
     """Trace the step for the devices of `mesh`, abstract or real. Raises ConfigError when the batch does not split."""
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     if program.batch_size % parts:
@@ -121,7 +123,7 @@ def lower(program: Program, mesh: Mesh, fsdp_min_size: int = sharding.MeshConfig
         program.batch,
         mesh,
         logical_axes=program.logical_axes,
-        fsdp_min_size=fsdp_min_size,
+        fsdp_min_size=program.fsdp_min_size,
         augment=program.augment,
     )
     carry = jax.tree.map(_placed, train_step.abstract, train_step.shardings)
@@ -171,9 +173,10 @@ def tpu_devices(topology: Topology) -> list[jax.Device]:
             fix="pip install 'vla-jax[plan]', or plan with --compiler cpu, which needs none",
         ) from None
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no TPU here to ask about
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nor one that two compilations could quarrel about
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=topology.name).devices)
-    except Exception as error:  # jaxlib raises its own runtime error, of no public type
+    except jax.errors.JaxRuntimeError as error:
         raise errors.ConfigError(f"the TPU compiler refuses topology {topology.name}", found=str(error)) from error
 
 

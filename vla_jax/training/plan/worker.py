@@ -66,7 +66,7 @@ def compile_request(request: Request, timeout_s: float) -> dict[str, Any]:
 
 
 def _environment(request: Request) -> dict[str, str]:
-    environment = dict(os.environ, JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", TF_CPP_MIN_LOG_LEVEL="2")
+    environment = dict(os.environ, JAX_PLATFORMS="cpu", TF_CPP_MIN_LOG_LEVEL="2")
     if request.compiler == "cpu":
         kept = [flag for flag in environment.get("XLA_FLAGS", "").split() if "device_count" not in flag]
         count = request.topology.partition(":")[2]
