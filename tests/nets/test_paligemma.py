@@ -49,8 +49,8 @@ def generate(decoding, params=PARAMS, observation=OBSERVATION):
 
 @pytest.mark.parametrize("config", [paligemma(), pi0_fast(("base", "left_wrist", "right_wrist"))])
 def test_it_has_the_published_number_of_parameters_and_a_tiny_one_has_few(config):
-    """Nothing is allocated. Hugging Face counts 2,923,466,480 in google/paligemma-3b-pt-224, whose embedding has 64 more
-    rows: 257216."""
+    """Nothing is allocated. Hugging Face counts 2,923,466,480 in google/paligemma-3b-pt-224, whose embedding of 257216
+    rows has 64 more."""
     _, params = functional.describe(lambda rngs: PaliGemma(config, rngs))
     assert functional.count(params) == 2_923_466_480 - 64 * 2048
     assert functional.count(params["embedding"]) == 257152 * 2048
