@@ -11,7 +11,8 @@ demo() { # three seeds of four arms, half an hour each
 }
 
 tabletop_vla() { # the transformer on the whole suite, an hour with the demonstrations
-  "$bin/vla-jax" data generate --out runs/tabletop_vla/data/1.0.0 --tasks push lift place stack --episodes-per-task 500
+  "$bin/vla-jax" data generate --out runs/tabletop_vla/data/1.0.0 --tasks push lift place stack --episodes-per-task 2000
+  "$bin/vla-jax" train recipes/tabletop_vla.py:looking --run runs/tabletop_vla/looking
   "$bin/vla-jax" train recipes/tabletop_vla.py --run runs/tabletop_vla/train
   "$bin/vla-jax" eval runs/tabletop_vla/train --table tabletop_vla --run seed0 --row transformer
 }
