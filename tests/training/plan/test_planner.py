@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.training import cluster_recipe
+from tests.training.plan import small_recipe
 from vla_jax.core import errors, functional
 from vla_jax.training.plan import planner, report, worker
 from vla_jax.training.plan.chips import parse_topology
@@ -14,9 +14,7 @@ GIB = 2**30
 
 @pytest.fixture(scope="module")
 def recipe():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CLUSTER_TEST_DATA", "not/opened")
-        return cluster_recipe.quick()
+    return small_recipe.quick()
 
 
 @pytest.fixture(scope="module")
