@@ -74,9 +74,19 @@ def run(source: str, options: PlanOptions, console: rich.console.Console) -> Non
     text = report.details(plans[0], budget)
     if len(plans) > 1:
         text = f"{report.table(plans, budget)}\n\n{text}"
+    rows = report.to_json(plans, budget)
+    if recipe is None and plans[0].time is not None:
+        name, best = source.removeprefix(REFERENCE), plans[0]
+        held = reference.against_published(name, best.batch_size, best.time.total, best.topology)
+        rows[0]["published"] = held
+        line = (
+            f"{held['predicted_tokens_per_second']:,.0f} tokens per second and chip; "
+            f"published {held['published_tokens_per_second']:,.0f}: error {held['error']:+.1%}"
+        )
+        text = f"{text}\n\n{line}"
     print(text)
     if options.json is not None:
-        report.write_json(options.json, report.to_json(plans, budget))
+        report.write_json(options.json, rows)
     if options.markdown is not None:
         Path(options.markdown).write_text(text + "\n", encoding="utf-8")
 

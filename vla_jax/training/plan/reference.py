@@ -22,6 +22,7 @@ from vla_jax.core.types import Params
 from vla_jax.nets.attention import rotate
 from vla_jax.nets.linear import Dense, HeadsIn, HeadsOut, RMSNorm
 from vla_jax.nets.stack import stack
+from vla_jax.training.plan.chips import parse_topology
 from vla_jax.training.plan.program import Program
 
 _LOSS_CHUNK = 1024  # positions whose logits exist at a time
@@ -191,6 +192,21 @@ def flash(
 
     mapped = jax.shard_map(local, mesh=mesh, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)
     return mapped(query, key, value)
+
+
+def against_published(name: str, batch_size: int, seconds: float, topology: str) -> dict[str, float]:
+    """Predicted and published tokens per second and chip, and the relative error of the first.
+
+    Tokens per second are what was measured; utilization depends on how attention's operations are counted.
+    """
+    run, chips = PUBLISHED[name], parse_topology(topology).num_chips
+    predicted = batch_size * run.sequence / seconds / chips
+    return {
+        "predicted_tokens_per_second": predicted,
+        "published_tokens_per_second": run.tokens_per_second,
+        "published_utilization": run.utilization,
+        "error": predicted / run.tokens_per_second - 1,
+    }
 
 
 def program(name: str, batch_size: int, mesh: Mesh) -> Program:
