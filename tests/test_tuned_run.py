@@ -10,7 +10,7 @@ import pytest
 
 from tests.nets import examples
 from tests.test_libero_recipe import tiny, write_set
-from vla_jax import experiment
+from vla_jax import cli, experiment
 from vla_jax.core import errors
 from vla_jax.training import checkpoints, trained
 from vla_jax.training import recipe as recipes
@@ -85,6 +85,16 @@ def test_it_loads_as_a_merged_policy_that_differs_from_its_base_where_it_trained
     assert all(path.startswith(("backbone/decoder/", "action_", "time_")) for path in moved)
     small = policy.quantized()
     assert num_bytes(small.params) < 0.4 * num_bytes(policy.params)
+
+
+def test_merged_it_needs_no_base_and_is_not_written_twice(runs, tmp_path, capsys):
+    cli.main(["merge", str(runs / "whole"), str(tmp_path / "merged")])
+    assert "merged with what it started from" in capsys.readouterr().out
+    merged, policy = trained.load(tmp_path / "merged"), trained.load(runs / "whole")
+    jax.tree.map(np.testing.assert_array_equal, merged.params, policy.params)
+    assert merged.recipe.tuning == TuningConfig() and trained.BASE not in merged.metadata
+    with pytest.raises(errors.CheckpointError, match="not empty"):
+        trained.save_merged(runs / "whole", tmp_path / "merged")
 
 
 def test_another_base_is_refused_and_a_moved_one_is_found_by_name(runs, tmp_path):

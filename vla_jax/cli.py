@@ -21,6 +21,7 @@ vla-jax serve CHECKPOINT [--FIELD VALUE ...]                    answer robots ov
 vla-jax plan RECIPE[:FUNCTION] --topology v5e:16x16 [--sweep]   memory, step time and utilization on a pod
 vla-jax import SOURCE OUT --layout L --recipe R [...]          weights of openpi, LeRobot, Hugging Face as a checkpoint
 vla-jax export RUN OUT --layout L                               a checkpoint as safetensors in their layouts
+vla-jax merge RUN OUT                                           adapters and their base as one checkpoint
 vla-jax compare RUN_A RUN_B                                     two evaluations, episode by episode
 vla-jax table NAME                                              a benchmark table from results/
 vla-jax data generate|inspect|index|stats|convert|cache|view|lint ...  demonstrations on disk
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "train": train, "eval": evaluate, "compare": compare, "table": table, "data": data, "doctor": doctor,
         "serve": serve, "plan": plan,
     }  # fmt: skip
-    commands |= {"import": import_, "export": export}
+    commands |= {"import": import_, "export": export, "merge": merge}
     try:
         if not arguments or arguments[0] in ("-h", "--help"):
             print(USAGE)
@@ -92,6 +93,7 @@ def evaluate(arguments: list[str]) -> None:
         results: str = "results"
         swap_instructions: bool = False  # tell the policy another instruction than the one it is judged by
         accept: tuple[str, ...] = ()  # differences from what the checkpoint was made for that are meant
+        int8: bool = False  # weights in 8 bits, as `vla-jax serve --int8` runs them
         doctor: bool = False  # LIBERO: first, do recorded episodes of the training data still succeed here?
         evaluation: Annotated[EvaluationConfig, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff] = (
             policy.recipe.evaluation
@@ -99,6 +101,7 @@ def evaluate(arguments: list[str]) -> None:
 
     options = _parse(Eval, rest, f"vla-jax eval {name}", markers=())
     config = options.evaluation
+    policy = policy.quantized() if options.int8 else policy
     if options.doctor:
         _console.print(f"running {_DOCTOR_EPISODES} recorded episodes of every training dataset again")
     checks = experiment.check_simulators(policy, config, num_replays=_DOCTOR_EPISODES if options.doctor else 0)
@@ -112,7 +115,7 @@ def evaluate(arguments: list[str]) -> None:
         by_env = experiment.evaluate(
             policy, config, swap_instructions=options.swap_instructions, accept=options.accept, progress=show
         )
-    suffix = "/swapped_instructions" if options.swap_instructions else ""
+    suffix = ("/int8" if options.int8 else "") + ("/swapped_instructions" if options.swap_instructions else "")
     labels = {"table": options.table, "row": options.row, "suffix": suffix}
     entries = [
         entry
@@ -164,6 +167,16 @@ def import_(arguments: list[str]) -> None:
     out, rest = _positional(rest, "import", "SOURCE OUT")
     options = _parse(cli_models.Import, rest, "vla-jax import SOURCE OUT", markers=())
     cli_models.import_(source, out, load_recipe(options.recipe), options, _console)
+
+
+def merge(arguments: list[str]) -> None:
+    """RUN was trained with adapters or frozen parts; OUT needs no other checkpoint."""
+    from vla_jax import cli_models
+
+    run, rest = _positional(arguments, "merge", "RUN")
+    out, rest = _positional(rest, "merge", "RUN OUT")
+    _parse(dataclasses.make_dataclass("Merge", []), rest, "vla-jax merge RUN OUT")
+    cli_models.merge(run, out, _console)
 
 
 def export(arguments: list[str]) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import rich.console
 
 from vla_jax.core import errors
+from vla_jax.training import trained
 from vla_jax.training.interop import compare, convert, report
 from vla_jax.training.recipe import Recipe
 
@@ -62,6 +63,12 @@ def import_(source: str, out: str, recipe: Recipe, options: Import, console: ric
     )
     console.print(compare.to_table(differences, title="turned back and compared with the source", most=3))
     console.print(f"{out}: imported as recipe {recipe.name}")
+
+
+def merge(run: str, out: str, console: rich.console.Console) -> None:
+    """A run with adapters or frozen parts as a checkpoint of its own."""
+    trained.save_merged(run, out)
+    console.print(f"{out}: {run}, merged with what it started from")
 
 
 def export(run: str, out: str, options: Export, console: rich.console.Console) -> None:

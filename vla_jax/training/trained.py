@@ -1,5 +1,6 @@
 """From a recipe to its learner, and from a checkpoint to a policy that acts: nothing else is needed to evaluate it."""
 
+import contextlib
 import dataclasses
 import json
 import zlib
@@ -181,6 +182,24 @@ def load(
         statistics = by_dataset[dataset]
     edges = make_edges(recipe, statistics)
     return TrainedPolicy(Path(path), recipe, learner, params, edges, metadata)
+
+
+def save_merged(path: str | Path, out: str | Path) -> None:
+    """Write a checkpoint that was trained with adapters or frozen parts as one that needs no base: a run folder that
+    evaluates, serves and may be started from. Raises CheckpointError when `out` holds checkpoints already, and as
+    `load`."""
+    policy = load(path)
+    recipe = dataclasses.replace(policy.recipe, tuning=TuningConfig())
+    own = ("fit", "format", "leaves", "log_interval", "shared", "step", "versions", BASE)
+    metadata = {name: value for name, value in policy.metadata.items() if name not in own}
+    store = checkpoints.Checkpoints(out)
+    with contextlib.closing(store):
+        if store.steps():
+            raise errors.CheckpointError(
+                f"{out}: not empty", found=f"checkpoints of steps {store.steps()}", fix="name a new folder"
+            )
+        store.save(policy.metadata["step"], {}, policy.params, {}, metadata | {"recipe": to_plain(recipe)})
+        store.wait()
 
 
 def base_mark(recipe: Recipe, run_dir: str | Path) -> dict[str, Any]:
