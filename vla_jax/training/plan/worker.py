@@ -9,6 +9,7 @@ compiles nothing.
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from vla_jax.core import errors
 
 CACHE = "runs/plan"
 _ERROR = "error"
+# The program is read, never run: machine code may be as slow as it likes. Its HLO is the same.
+_NEVER_RUN = ("--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true")
 _TAIL = 2000  # characters of a worker's stderr in an error
 
 
@@ -69,11 +72,9 @@ def _environment(request: Request) -> dict[str, str]:
     environment = dict(os.environ, JAX_PLATFORMS="cpu", TF_CPP_MIN_LOG_LEVEL="2")
     if request.compiler == "cpu":
         kept = [flag for flag in environment.get("XLA_FLAGS", "").split() if "device_count" not in flag]
-        count = request.topology.partition(":")[2]
-        total = 1
-        for size in count.split("x"):
-            total *= int(size)
-        environment["XLA_FLAGS"] = " ".join([*kept, f"--xla_force_host_platform_device_count={total}"])
+        total = math.prod(map(int, request.topology.partition(":")[2].split("x")))
+        count = f"--xla_force_host_platform_device_count={total}"
+        environment["XLA_FLAGS"] = " ".join([*kept, count, *_NEVER_RUN])
     return environment
 
 
