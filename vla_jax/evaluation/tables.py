@@ -216,7 +216,7 @@ _TABLETOP_VLA = TableSpec(
     rows=(Row("transformer", "pi0-style transformer, flow decoder", recipe="tabletop_vla.py"),),
     seeds=(0,),
     episodes=128,
-    note="One policy, trained on 500 scripted demonstrations of each task and told what to do by the instruction.",
+    note="One policy, trained on 2,000 scripted demonstrations of each task and told what to do by the instruction.",
 )
 
 _OPENVLA = "arXiv 2406.09246, LIBERO results of the appendix: 3 seeds of 500 episodes, official demonstrations"
