@@ -80,6 +80,13 @@ def test_a_loop_counts_its_trips_and_an_asynchronous_collective_counts_once():
     assert (times, reduce.bytes, reduce.group, reduce.is_async) == (1, 2 * 8 * 64, (0, 1), False)
 
 
+def test_a_loop_that_counts_by_two_takes_half_the_trips():
+    stepped = MODULE.replace("tuple(%i.1, %y", "tuple(%next, %y").replace(
+        "  %mine =", "  %two = s32[] constant(2)\n  %next = s32[] add(%i.1, %two)\n  %mine ="
+    )
+    assert analyze(hlo.parse(stepped), num_partitions=4).flops == 2 * 8 * 64 * 64
+
+
 def test_of_a_stack_of_kernels_only_the_slice_is_read():
     cost = analyze(hlo.parse(MODULE), num_partitions=4)
     (body,) = [region for region in cost.regions if region.name == "body"]

@@ -43,6 +43,15 @@ def test_a_permutation_uses_one_link_and_a_group_of_one_nothing():
     assert collective_time(gather(9e10, (3,)), V5E, GRID, IDEAL) == 0
 
 
+def test_permutations_both_ways_round_share_no_link():
+    way = [gather(3.6e9, (0, 1), "collective-permute")] * 2  # 0.16 s together
+    back = [gather(3.6e9, (0, 15), "collective-permute")]
+    alone = Cost((Region("ring", 1.0, (), 0.0, tuple(way)),))
+    both = Cost((Region("ring", 1.0, (), 0.0, (*way, *back)),))
+    assert step_time(alone, V5E, GRID, IDEAL).total == pytest.approx(0.16)
+    assert step_time(both, V5E, GRID, IDEAL).total == pytest.approx(0.16)
+
+
 def cost(link_seconds, is_async=True, flops=197e12, bytes_=0.0, times=3.0):
     size = link_seconds * 4 * 4.5e10 * 256 / 255
     collective = gather(size, tuple(range(256)), is_async=is_async)

@@ -5,6 +5,7 @@ runs, because overlap is a question within a region.
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator
 from functools import cached_property
@@ -135,10 +136,24 @@ class _Walk:
         known = _TRIPS.search(loop.attributes)
         if known:
             return int(known.group(1))
-        # `i < n` from 0, as `lax.scan` writes it.
+        # `i < n` from 0 in steps of one, as `lax.scan` writes it, or of more, where the compiler unrolled.
         condition = self.module.computations[loop.called("condition")]
         constants = [each.operands[0] for each in condition.instructions if each.opcode == "constant"]
-        return max((int(value) for value in constants if value.isdigit()), default=1)
+        limit = max((int(value) for value in constants if value.isdigit()), default=1)
+        counters = [each.attribute("index") for each in condition.instructions if each.opcode == "get-tuple-element"]
+        step = self._step(self.module.computations[loop.called("body")], counters[0]) if counters else 1
+        return math.ceil(limit / step)
+
+    def _step(self, body: Computation, counter: str) -> int:
+        """How far one trip moves element `counter` of the loop's tuple."""
+        if body.root.opcode != "tuple":
+            return 1
+        end = body.by_name[body.root.operands[int(counter)]]
+        while end.opcode in ("copy", "bitcast"):
+            end = body.by_name[end.operands[0]]
+        parts = [body.by_name[name] for name in end.operands] if end.opcode == "add" else []
+        steps = [int(part.operands[0]) for part in parts if part.opcode == "constant" and part.operands[0].isdigit()]
+        return steps[0] if steps and steps[0] > 0 else 1
 
     def _inside(self, instruction: Instruction) -> list[Collective]:
         """Collectives that a TPU put into a fusion, to run while the fusion computes."""

@@ -175,7 +175,7 @@ def flash(
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     heads, length = query.shape[2], query.shape[1]
-    block = min(length, 2048)
+    block = min(length, 1024)  # the published 2048 need a larger share of the chip's own memory by a flag
     sizes = splash.BlockSizes(
         block_q=block, block_kv=block, block_kv_compute=block, block_q_dkv=block, block_kv_dkv=block,
         block_kv_dkv_compute=block, use_fused_bwd_kernel=True,

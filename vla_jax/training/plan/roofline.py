@@ -56,7 +56,7 @@ def step_time(cost: Cost, topology: Topology, coordinates: Coordinates, efficien
     for region in cost.regions:
         working = _working(region, peak, bandwidth)
         seconds = {True: 0.0, False: 0.0}
-        for collective in region.collectives:
+        for collective in _in_turn(region):
             seconds[collective.is_async] += collective_time(collective, topology, coordinates, efficiency)
         hidden_behind = max(0.0, seconds[True] - working)
         total += region.times * (working + hidden_behind + seconds[False])
@@ -85,6 +85,17 @@ def collective_time(
     places = [coordinates[partition] for partition in collective.group]
     spanned = tuple(dim for dim in range(len(places[0])) if len({place[dim] for place in places}) > 1)
     return _PASSES[collective.kind] * collective.bytes * (size - 1) / size / (link * max(1, topology.links(spanned)))
+
+
+def _in_turn(region: Region) -> list[Collective]:
+    """The collectives of a region that share links. Permutations the other way round use other links at the same time:
+    of the two or more directions in a region the one that sends most counts."""
+    permutations: dict[tuple[int, ...], list[Collective]] = {}
+    for each in region.collectives:
+        if each.kind == "collective-permute":
+            permutations.setdefault(each.group, []).append(each)
+    longest = max(permutations.values(), key=lambda group: sum(each.bytes for each in group), default=[])
+    return [each for each in region.collectives if each.kind != "collective-permute"] + longest
 
 
 def _working(region: Region, peak: float, bandwidth: float) -> float:
