@@ -167,9 +167,7 @@ def load_actor(
     table = document["leaves"]["actor"]
     if expected is not None:
         compare(flatten(expected), table, f"{folder}: the actor's parameters are of another shape")
-    abstract = nest(
-        {name: jax.ShapeDtypeStruct(tuple(shape), _dtype(dtype)) for name, (shape, dtype) in table.items()}
-    )
+    abstract = nest({name: jax.ShapeDtypeStruct(tuple(shape), _dtype(dtype)) for name, (shape, dtype) in table.items()})
     if mesh is None:
         one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         shardings = jax.tree.map(lambda _: one, abstract)
