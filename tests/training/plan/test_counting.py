@@ -1,5 +1,6 @@
 import jax
 import jax.numpy as jnp
+from jax.experimental import pallas as pl
 
 from vla_jax.training.plan import counting
 
@@ -42,3 +43,22 @@ def test_a_gradient_with_recomputation_costs_four_forward_passes():
     forward = 3 * 2 * 8 * 16 * 16
     assert counting.count(loss, abstract(3, 16, 16), abstract(8, 16)) == forward
     assert counting.count(jax.grad(loss), abstract(3, 16, 16), abstract(8, 16)) == 4 * forward
+
+
+def test_a_kernel_counts_its_body_at_every_point_of_its_grid():
+    def body(x, k, out):
+        out[...] = x[...] @ k[...]
+
+    def product(x, k):
+        tile = pl.BlockSpec((8, 16), lambda i: (i, 0))
+        whole = pl.BlockSpec((16, 32), lambda i: (0, 0))
+        out = pl.BlockSpec((8, 32), lambda i: (i, 0))
+        shape = jax.ShapeDtypeStruct((32, 32), jnp.float32)
+        return pl.pallas_call(body, shape, grid=(4,), in_specs=[tile, whole], out_specs=out, name="tiles")(x, k)
+
+    def twice(x, k):
+        return product(x, k) + jax.jit(product)(x, k)
+
+    arguments = (abstract(32, 16), abstract(16, 32))
+    assert counting.count(product, *arguments) == 2 * 32 * 16 * 32
+    assert counting.kernels(twice, *arguments) == {"tiles": 2 * 32 * 16 * 32}

@@ -1,7 +1,5 @@
 """The reader, the counts and the groups, on lines in the spelling of the TPU, GPU and CPU compilers."""
 
-import math
-
 import pytest
 
 from vla_jax.training.plan import groups, hlo, products
@@ -145,5 +143,19 @@ def test_groups_in_every_spelling(text, expected):
     assert groups.first_group(instruction, 8) == expected
 
 
-def test_an_array_of_no_dims_has_one_entry():
-    assert math.prod(hlo.shapes("f32[]")[0].dims) == 1
+def test_an_attribute_with_line_breaks_does_not_end_the_computation():
+    broken = 'frontend_attributes={note="a\n"b"\n}}, metadata={}'
+    text = MODULE.replace('custom_call_target="AsyncCollectiveStart"', broken)
+    assert set(hlo.parse(text).computations) == set(hlo.parse(MODULE).computations)
+    assert "metadata" in hlo.parse(text).computations["gather_fusion"].root.attributes
+
+
+def test_a_kernel_of_its_own_has_the_operations_that_were_traced():
+    text = MODULE.replace(
+        "  %end =", '  %splash.3 = bf16[8,64]{1,0} custom-call(%loop), custom_call_target="tpu_custom_call"\n  %end ='
+    )
+    module = hlo.parse(text)
+    without = analyze(module, num_partitions=4).flops
+    cost = analyze(module, num_partitions=4, kernels={"splash": 1000.0}, kernel_idle=2.0)
+    assert cost.flops == without + 1000
+    assert {work.name: work.idle for region in cost.regions for work in region.work}["splash.3"] == 2.0

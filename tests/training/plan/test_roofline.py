@@ -73,6 +73,11 @@ def test_an_instruction_takes_the_longer_of_products_and_memory():
     assert bound_by_memory.compute == pytest.approx(3.0)
 
 
+def test_products_that_fill_half_of_the_matrix_unit_take_twice_as_long():
+    half = Cost((Region("body", 1.0, (Work("w", 197e12, 0.0, idle=2.0),), 0.0, ()),))
+    assert step_time(half, V5E, GRID, IDEAL).total == pytest.approx(2.0)
+
+
 def test_half_of_the_peak_takes_twice_as_long():
     assert step_time(cost(0.0), V5E, GRID, Efficiency(0.5, 1.0, 1.0)).total == pytest.approx(6.0)
 

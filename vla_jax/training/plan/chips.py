@@ -21,17 +21,18 @@ class Chip:
     torus_dims: int  # 0: all to all through a switch
     clock: float | None  # cycles of the matrix units, for the compiler's own estimates
     wrap_from: int  # a torus dim of this size, or a multiple on 3D ones, closes into a ring
+    matrix_unit: int  # rows and columns: products over fewer leave a part of it idle
 
 
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", 275e12, 32e9, 1.2e12, 4.5e10, 3, 1.05e9, 4),
-        Chip("v5e", 197e12, 16e9, 8.1e11, 4.5e10, 2, 1.5e9, 16),
-        Chip("v5p", 459e12, 95e9, 2.8e12, 9e10, 3, 1.75e9, 4),
-        Chip("v6e", 918e12, 32e9, 1.6e12, 9e10, 2, 1.75e9, 16),
-        Chip("a100", 312e12, 80e9, 2.0e12, 3e11, 0, None, 0),
-        Chip("h100", 989e12, 80e9, 3.35e12, 4.5e11, 0, None, 0),
+        Chip("v4", 275e12, 32e9, 1.2e12, 4.5e10, 3, 1.05e9, 4, 128),
+        Chip("v5e", 197e12, 16e9, 8.1e11, 4.5e10, 2, 1.5e9, 16, 128),
+        Chip("v5p", 459e12, 95e9, 2.8e12, 9e10, 3, 1.75e9, 4, 128),
+        Chip("v6e", 918e12, 32e9, 1.6e12, 9e10, 2, 1.75e9, 16, 256),
+        Chip("a100", 312e12, 80e9, 2.0e12, 3e11, 0, None, 0, 16),
+        Chip("h100", 989e12, 80e9, 3.35e12, 4.5e11, 0, None, 0, 16),
     )
 }
 

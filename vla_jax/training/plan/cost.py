@@ -7,7 +7,7 @@ runs, because overlap is a question within a region.
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 
 from vla_jax.training.plan.groups import first_group
@@ -33,6 +33,7 @@ class Work:
     flops: float
     bytes: float  # of main memory, read and written
     cycles: float = 0.0  # the compiler's own estimate; 0: it gave none
+    idle: float = 1.0  # how many times longer its products take because they fill a part of the matrix unit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,9 +80,15 @@ class Cost:
         return ((region.times, each) for region in self.regions for each in region.collectives)
 
 
-def analyze(module: Module, num_partitions: int) -> Cost:
-    """Walk the module from its entry through loops and calls."""
-    walk = _Walk(module, num_partitions)
+def analyze(
+    module: Module, num_partitions: int, kernels: Mapping[str, float] | None = None, kernel_idle: float = 1.0
+) -> Cost:
+    """Walk the module from its entry through loops and calls.
+
+    `kernels` are the operations of one call of each Pallas kernel, which the module does not show, and `kernel_idle`
+    what `Work.idle` is for them.
+    """
+    walk = _Walk(module, num_partitions, kernels or {}, kernel_idle)
     walk.visit(module.entry, 1.0)
     return Cost(tuple(walk.regions))
 
@@ -103,8 +110,9 @@ def as_fused_accelerator(cost: Cost, state_bytes: float) -> Cost:
 
 
 class _Walk:
-    def __init__(self, module: Module, num_partitions: int):
+    def __init__(self, module: Module, num_partitions: int, kernels: Mapping[str, float], kernel_idle: float):
         self.module, self.num_partitions = module, num_partitions
+        self.kernels, self.kernel_idle = kernels, kernel_idle
         self.regions: list[Region] = []
         self.seen: set[str] = set()  # channels: a TPU repeats an asynchronous collective in the fusions that hide it
 
@@ -191,13 +199,15 @@ class _Walk:
             self._flops(instruction, computation),
             self._bytes(instruction, computation),
             float(cycles.group(1)) if cycles else 0.0,
+            self.kernel_idle if _kernel_name(instruction) in self.kernels else 1.0,
         )
 
     def _flops(self, instruction: Instruction, computation: Computation) -> float:
         name = instruction.called("calls")
         if name is None:
-            written = re.search(r'"cost_estimate":\{[^}]*"flops":"?(\d+)', instruction.attributes)
-            return float(written.group(1)) if written else operations(instruction, computation)
+            if instruction.opcode == "custom-call":
+                return self.kernels.get(_kernel_name(instruction), 0.0)
+            return operations(instruction, computation)
         inner = self.module.computations[name]
         return sum(self._flops(each, inner) for each in inner.instructions)
 
@@ -266,6 +276,10 @@ def _copied(instruction: Instruction) -> float:
     arrays = [shape for shape in instruction.shapes if shape.dims]
     moved = min((shape.bytes for shape in arrays), default=0.0)
     return moved * sum(shape.space == 0 for shape in arrays[:2])
+
+
+def _kernel_name(instruction: Instruction) -> str:
+    return re.sub(r"\.\d+$", "", instruction.name) if instruction.opcode == "custom-call" else ""
 
 
 def _is_free_call(instruction: Instruction) -> bool:

@@ -17,6 +17,20 @@ def count(function: Callable, *arguments: Any) -> float:
     return _of_jaxpr(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
+def kernels(function: Callable, *arguments: Any) -> dict[str, float]:
+    """Operations of one call of every Pallas kernel inside, by its name: a compiled program shows only the name."""
+    found: dict[str, float] = {}
+    waiting = [jax.make_jaxpr(function)(*arguments).jaxpr]
+    while waiting:
+        for equation in waiting.pop().eqns:
+            if equation.primitive.name == "pallas_call":
+                name = equation.params["name"]
+                found[name] = max(found.get(name, 0.0), _of_equation(equation))
+            else:
+                waiting += _inner(equation.params)
+    return found
+
+
 def _of_jaxpr(jaxpr: Any) -> float:
     return sum(_of_equation(equation) for equation in jaxpr.eqns)
 

@@ -96,18 +96,21 @@ class Module:
 
 def parse(text: str) -> Module:
     """Raises ValueError when the text has no entry computation."""
-    computations, entry, name, instructions = {}, None, None, []
+    computations, entry, name, lines = {}, None, None, []
     for line in text.splitlines():
         if name is None:
             header = _HEADER.match(line)
             if header:
-                name, instructions = header.group(2), []
+                name, lines = header.group(2), []
                 entry = name if header.group(1) else entry
-        elif line.startswith("}"):
+        elif line == "}":
+            instructions = [_instruction(_COMMENT.sub("", each).strip()) for each in lines if " = " in each]
             computations[name] = Computation(name, tuple(instructions))
             name = None
-        elif " = " in line:
-            instructions.append(_instruction(_COMMENT.sub("", line).strip()))
+        elif line.startswith("  "):
+            lines.append(line)
+        elif lines:
+            lines[-1] += line  # an attribute that holds line breaks
     if entry is None:
         raise ValueError("no ENTRY computation in the HLO text")
     return Module(computations, entry)

@@ -127,7 +127,8 @@ def plan(
     memory = Memory(**answer["state"], temporary=answer.get("temporary"), program=answer.get("program"))
     cost, time, collectives = None, None, ()
     if "too_large" not in answer:
-        cost = analyze(hlo.parse(Path(answer["hlo"]).read_text(encoding="utf-8")), topology.num_chips)
+        module = hlo.parse(Path(answer["hlo"]).read_text(encoding="utf-8"))
+        cost = analyze(module, topology.num_chips, answer["kernels"], answer["kernel_idle"])
         if compiler == "cpu":
             state = sum(answer["state"].values())
             cost = as_fused_accelerator(cost, state_bytes=state)

@@ -35,6 +35,8 @@ class Program:
     tokens_per_sample: int | None = None
     augment: step.Augment | None = None
     fsdp_min_size: int = sharding.MeshConfig.fsdp_min_size
+    kernel_share: float = 1.0  # of the grid of its Pallas kernels that is not skipped, as a causal mask lets them
+    kernel_width: int | None = None  # the smallest dim of their products: the heads'
 
     @property
     def batch_size(self) -> int:
@@ -95,6 +97,7 @@ class Lowered:
     stage: Any  # jax.stages.Lowered
     text: str  # StableHLO
     step_flops: float  # products of the whole step over all devices, recomputation included
+    kernels: dict[str, float]  # products of one call of each Pallas kernel, on one device
     state_bytes: dict[str, int]  # on each device: parameters, optimizer, averages, batch
     coordinates: list[tuple[int, ...]]  # of every partition, in the order of the mesh
     seconds: float
@@ -134,6 +137,10 @@ def lower(program: Program, mesh: Mesh) -> Lowered:
         stage=stage,
         text=stage.as_text(),
         step_flops=counting.count(train_step.apply, train_step.abstract, train_step.example),
+        kernels={
+            name: flops * program.kernel_share
+            for name, flops in counting.kernels(train_step.apply, train_step.abstract, train_step.example).items()
+        },
         state_bytes=_state_bytes(carry, batch),
         coordinates=[tuple(getattr(d, "coords", (i,))) for i, d in enumerate(mesh.devices.flat)],
         seconds=seconds,

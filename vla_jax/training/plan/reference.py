@@ -26,6 +26,7 @@ from vla_jax.training.plan.chips import parse_topology
 from vla_jax.training.plan.program import Program
 
 _LOSS_CHUNK = 1024  # positions whose logits exist at a time
+_BLOCK = 1024  # of the attention kernel; the published 2048 need a flag for more of the chip's own memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +176,7 @@ def flash(
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     heads, length = query.shape[2], query.shape[1]
-    block = min(length, 1024)  # the published 2048 need a larger share of the chip's own memory by a flag
+    block = min(length, _BLOCK)
     sizes = splash.BlockSizes(
         block_q=block, block_kv=block, block_kv_compute=block, block_q_dkv=block, block_kv_dkv=block,
         block_kv_dkv_compute=block, use_fused_bwd_kernel=True,
@@ -221,6 +222,8 @@ def program(name: str, batch_size: int, mesh: Mesh) -> Program:
         batch=TokensBatch(jax.ShapeDtypeStruct((batch_size, run.sequence), jnp.int32)),
         logical_axes=functional.logical_axes(learner.constructor),
         num_train_steps=1,
+        kernel_share=(1 + _BLOCK / run.sequence) / 2,  # blocks above the diagonal are skipped
+        kernel_width=run.head_dim,
     )
 
 

@@ -1,6 +1,6 @@
 """Step time of one device from its `Cost` and its `Topology`.
 
-    instruction   max(products / (matmul * peak), bytes / (hbm * bandwidth))
+    instruction   max(idle * products / (matmul * peak), bytes / (hbm * bandwidth))
     region        max(sum of its instructions, all its bytes / (hbm * bandwidth), its asynchronous collectives)
                   + its other collectives
     step          sum over regions of times * region
@@ -99,6 +99,6 @@ def _in_turn(region: Region) -> list[Collective]:
 
 
 def _working(region: Region, peak: float, bandwidth: float) -> float:
-    in_order = math.fsum(max(work.flops / peak, work.bytes / bandwidth) for work in region.work)
+    in_order = math.fsum(max(work.idle * work.flops / peak, work.bytes / bandwidth) for work in region.work)
     traffic = region.copied_bytes + math.fsum(work.bytes for work in region.work)
     return max(in_order, traffic / bandwidth)

@@ -114,6 +114,8 @@ def _answer(request: Request) -> dict[str, Any]:
         "num_train_steps": program.num_train_steps,
         "model_flops": program.model_flops(),
         "step_flops": lowered.step_flops,
+        "kernels": lowered.kernels,
+        "kernel_idle": max(1.0, topology.chip.matrix_unit / (program.kernel_width or topology.chip.matrix_unit)),
         "state": lowered.state_bytes,
         "coordinates": lowered.coordinates,
         "lower_seconds": lowered.seconds,
