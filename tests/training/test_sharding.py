@@ -46,6 +46,16 @@ def test_names_choose_the_axis_and_fsdp_takes_the_largest_dim_left():
     assert _spec((5, 8, 16), mesh, ("embed", "mlp")) == P(None, "fsdp", "tensor")  # an ensemble's leading dim
 
 
+def test_fsdp_cuts_the_widest_dim_when_its_own_pieces_are_narrower_than_a_tile():
+    mesh = sharding.make_mesh(MeshConfig(1, 8, 1))
+    assert _spec((256, 4096), mesh, ("embed", "mlp")) == P(None, "fsdp")  # 32 columns each would be padded to 128
+    assert _spec((2, 4096, 256), mesh, ("layers", "mlp", "embed")) == P(None, "fsdp")
+    assert _spec((1024, 4096), mesh, ("embed", "mlp")) == P("fsdp")  # 128 each
+    assert _spec((256, 8, 64), mesh, ("embed", "heads", "head_dim")) == P("fsdp")  # nothing is wider
+    assert _spec((4096, 256), mesh, ("vocab", "embed")) == P(None, "fsdp")  # a lookup wants its vocabulary whole
+    assert _spec((256, 4096), sharding.make_mesh(MeshConfig(1, 4, 2)), ("embed", "mlp")) == P("fsdp", "tensor")
+
+
 def test_an_unknown_name_is_refused_with_the_closest():
     with pytest.raises(errors.ConfigError, match=r"'head/kernel' has an unknown logical axis 'embd'\n.*'embed'"):
         sharding.param_shardings({}, sharding.make_mesh(MeshConfig()), {"head": {"kernel": ("embd",)}})
