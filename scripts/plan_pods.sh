@@ -22,9 +22,9 @@ plan llama3.1_8b_v6e_256 reference:llama3.1-8b --topology v6e:16x16 --mesh fsdp=
 plan pi0_h100_8 $PI0 --topology h100:8 --mesh fsdp=8 --batch-size 256 --microbatches 2 --compiler cpu
 plan pi0_v5e_16 $PI0 --topology v5e:4x4 --mesh fsdp=16 --batch-size 128 --microbatches 2
 plan llama2_70b_v5p_512 reference:llama2-70b --topology v5p:8x8x8 --mesh fsdp=512
-plan pi0_v5p_128 $PI0 --topology v5p:4x4x4 --mesh data=2,fsdp=32 --batch-size 512
+plan pi0_v5p_128 $PI0 --topology v5p:4x4x4 --mesh data=4,fsdp=16 --batch-size 2048
 plan pi0_v5e_64 $PI0 --topology v5e:8x8 --mesh data=2,fsdp=32 --batch-size 512
 plan pi05_v5e_256 $PI05 --topology v5e:16x16 --mesh data=4,fsdp=64 --batch-size 2048
-plan pi05_v5p_128 $PI05 --topology v5p:4x4x4 --mesh data=2,fsdp=32 --batch-size 512
+plan pi05_v5p_128 $PI05 --topology v5p:4x4x4 --mesh data=4,fsdp=16 --batch-size 2048
 plan pi05_v5e_16 $PI05 --topology v5e:4x4 --mesh fsdp=16 --batch-size 128 --microbatches 2
 plan pi05_h100_8 $PI05 --topology h100:8 --mesh fsdp=8 --batch-size 256 --microbatches 2 --compiler cpu

@@ -80,7 +80,12 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             found=dict(zip(AXES, config.sizes, strict=True)),
             fix="choose sizes whose product is the number of devices, or leave data=-1 and let the others divide it",
         )
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:used])
+    try:
+        return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:used])
+    except NotImplementedError as error:  # on a TPU, where an axis has to lie along whole dims of the slice
+        raise errors.ConfigError(
+            "the mesh does not lie on the slice", found=error, fix="make every axis a product of dims of the slice"
+        ) from error
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
