@@ -3,11 +3,13 @@
 Letters: b batch, n queries, m keys, h query heads, g key-value heads, d head dim.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from vla_jax.core import errors
@@ -76,17 +78,49 @@ def _masked_logits(rows: Float[Array, "b g q d"], segment: Segment, n: int) -> F
     return jnp.where(segment.mask[:, None, None], by_head, _MASKED).reshape(b, g, q, m)
 
 
-def rotate(
-    x: Float[Array, "b n h d"], positions: Int[Array, "b n"], max_wavelength: float = 1e4
-) -> Float[Array, "b n h d"]:
-    """Rotary positions: the pair of entries `i` and `i + d/2` turns by `position / max_wavelength ** (2 i / d)`.
+@dataclasses.dataclass(frozen=True)
+class Rotary:
+    """By which angle a position turns each pair of entries of a head: `position / max_wavelength ** (2 i / d)`.
 
-    Source: arXiv 2104.09864, eq. 34, with Gemma's layout of the pairs.
+    Multimodal positions (arXiv 2409.12191, section 2.1) have three axes: time, row, column. `sections` says how many
+    pairs each of them turns: `sections[0]` pairs by time, then by row, then by column; `interleaved` (Qwen3-VL) deals
+    them in turns, and what rows and columns leave over is turned by time.
     """
-    half = x.shape[-1] // 2
-    timescale = max_wavelength ** (jnp.arange(half, dtype=jnp.float32) / half)
-    angles = positions[:, :, None, None].astype(jnp.float32) / timescale[None, None, None]
-    sin, cos = jnp.sin(angles), jnp.cos(angles)
+
+    max_wavelength: float = 1e4
+    sections: tuple[int, ...] = ()  # (): one axis
+    interleaved: bool = False
+
+    def angles(self, positions: Int[Array, "b n *axes"], head_dim: int) -> Float[Array, "b n k"]:
+        """In radians, one for each of the `head_dim / 2` pairs. Positions with one axis stand for three equal ones."""
+        half = head_dim // 2
+        timescale = self.max_wavelength ** (jnp.arange(half, dtype=jnp.float32) / half)
+        positions = positions[..., self._axis_of_pair(half)] if positions.ndim == 3 else positions[..., None]
+        return positions.astype(jnp.float32) / timescale[None, None]
+
+    def _axis_of_pair(self, half: int) -> Int[np.ndarray, "k"]:
+        if sum(self.sections) != half:
+            raise errors.ConfigError("Rotary.sections", expected=f"a sum of head_dim / 2 = {half}", found=self.sections)
+        if not self.interleaved:
+            return np.repeat(np.arange(len(self.sections)), self.sections)
+        pair, num_axes = np.arange(half), len(self.sections)
+        axis = pair % num_axes
+        return np.where(pair < num_axes * np.array(self.sections)[axis], axis, 0)
+
+
+_ROTARY = Rotary()
+
+
+def rotate(
+    x: Float[Array, "b n h d"], positions: Int[Array, "b n *axes"], rotary: Rotary = _ROTARY
+) -> Float[Array, "b n h d"]:
+    """Rotary positions (arXiv 2104.09864, eq. 34), with the layout of the pairs that Gemma and Qwen have."""
+    return turn(x, rotary.angles(positions, x.shape[-1]))
+
+
+def turn(x: Float[Array, "b n h d"], angles: Float[Array, "#b n k"]) -> Float[Array, "b n h d"]:
+    """Turn the pair of entries `i` and `i + d/2` of every head by the `i`-th of `k = d/2` angles."""
+    sin, cos = jnp.sin(angles)[:, :, None], jnp.cos(angles)[:, :, None]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 

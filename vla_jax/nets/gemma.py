@@ -2,9 +2,13 @@
 
 x -- norm -- q k v --> attention, outside --> out -- + -- norm -- GeGLU -- + -->
 '---------------------------------------------------'  '------------------'
+
+Qwen's layers (`nets/qwen_text.py`) are the same with biases or norms on q k v, SwiGLU and other rotary positions.
 """
 
 import dataclasses
+import functools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +16,15 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from vla_jax.core import errors
-from vla_jax.nets.attention import rotate
+from vla_jax.nets.attention import Rotary, rotate
 from vla_jax.nets.linear import Dense, HeadsIn, HeadsOut, RMSNorm, rms_standardize
+
+_ACTIVATIONS = {"gelu": functools.partial(jax.nn.gelu, approximate=True), "silu": jax.nn.silu}
 
 
 @dataclasses.dataclass(frozen=True)
 class GemmaConfig:
-    """One expert. Experts of a mixture share `depth`, `num_heads`, `num_kv_heads` and `head_dim`."""
+    """One expert. Experts of a mixture share `depth`, `num_heads`, `num_kv_heads`, `head_dim` and `rotary`."""
 
     width: int
     depth: int
@@ -26,8 +32,14 @@ class GemmaConfig:
     num_heads: int
     num_kv_heads: int
     head_dim: int
+    activation: Literal["gelu", "silu"] = "gelu"  # of the MLP's gate
+    qkv_bias: bool = False  # on queries, keys and values
+    qk_norm: bool = False  # RMS norm of every query and key before they turn
+    rotary: Rotary = Rotary()
 
     def __post_init__(self):
+        if self.activation not in _ACTIVATIONS:
+            raise errors.ConfigError("GemmaConfig.activation", expected="gelu or silu", found=repr(self.activation))
         if self.num_heads % self.num_kv_heads or self.head_dim % 2:
             raise errors.ConfigError(
                 "GemmaConfig",
@@ -38,6 +50,7 @@ class GemmaConfig:
 
 GEMMA_2B = GemmaConfig(width=2048, depth=18, mlp_dim=16384, num_heads=8, num_kv_heads=1, head_dim=256)
 GEMMA_300M = GemmaConfig(width=1024, depth=18, mlp_dim=4096, num_heads=8, num_kv_heads=1, head_dim=256)
+GEMMA_TINY = GemmaConfig(width=128, depth=3, mlp_dim=384, num_heads=4, num_kv_heads=1, head_dim=32)
 
 Gate = Float[Array, "b 1 d"] | None  # multiplies a residual branch; None is 1
 
@@ -77,27 +90,33 @@ class GemmaBlock(nnx.Module):
     """One layer of one expert; the caller attends between `project` and `finish`."""
 
     def __init__(self, config: GemmaConfig, rngs: nnx.Rngs, *, adaptive_norm: bool = False):
-        c = config
+        c, bias = config, config.qkv_bias
+        self.rotary, self.activation = c.rotary, c.activation
         self.attention_norm = Norm(c.width, rngs, adaptive=adaptive_norm)
-        self.query = HeadsIn(c.width, c.num_heads, c.head_dim, rngs)
-        self.key = HeadsIn(c.width, c.num_kv_heads, c.head_dim, rngs)
-        self.value = HeadsIn(c.width, c.num_kv_heads, c.head_dim, rngs)
+        self.query = HeadsIn(c.width, c.num_heads, c.head_dim, rngs, use_bias=bias)
+        self.key = HeadsIn(c.width, c.num_kv_heads, c.head_dim, rngs, use_bias=bias)
+        self.value = HeadsIn(c.width, c.num_kv_heads, c.head_dim, rngs, use_bias=bias)
+        self.query_norm = RMSNorm(c.head_dim, axes=("head_dim",)) if c.qk_norm else None
+        self.key_norm = RMSNorm(c.head_dim, axes=("head_dim",)) if c.qk_norm else None
         self.attention_out = HeadsOut(c.num_heads, c.head_dim, c.width, rngs)
         self.mlp_norm = Norm(c.width, rngs, adaptive=adaptive_norm)
         self.gate = Dense(c.width, c.mlp_dim, rngs, axes=("embed", "mlp"), use_bias=False)
         self.up = Dense(c.width, c.mlp_dim, rngs, axes=("embed", "mlp"), use_bias=False)
         self.down = Dense(c.mlp_dim, c.width, rngs, axes=("mlp", "embed"), use_bias=False)
 
-    def project(self, x: Float[Array, "b n d"], positions: Int[Array, "b n"], condition=None):
+    def project(self, x: Float[Array, "b n d"], positions: Int[Array, "b n *axes"], condition=None):
         """Rotated queries and keys, values, and the gate that `finish` wants back."""
         y, gate = self.attention_norm(x, condition)
-        return rotate(self.query(y), positions), rotate(self.key(y), positions), self.value(y), gate
+        query, key = self.query(y), self.key(y)
+        if self.query_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        return rotate(query, positions, self.rotary), rotate(key, positions, self.rotary), self.value(y), gate
 
     def finish(self, x: Float[Array, "b n d"], attended: Float[Array, "b n h k"], gate: Gate, condition=None):
         """Both residual branches, given what the queries gathered."""
         x = _add(x, self.attention_out(attended), gate)
         y, gate = self.mlp_norm(x, condition)
-        return _add(x, self.down(jax.nn.gelu(self.gate(y), approximate=True) * self.up(y)), gate)
+        return _add(x, self.down(_ACTIVATIONS[self.activation](self.gate(y)) * self.up(y)), gate)
 
 
 def _add(x: Float[Array, "b n d"], branch: Float[Array, "b n d"], gate: Gate) -> Float[Array, "b n d"]:

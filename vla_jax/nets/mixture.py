@@ -8,9 +8,10 @@ Nothing sees to its right, so the keys and values of the first two rows are exac
 computed once per observation and shared by all flow steps, tokens and samples.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx, struct
@@ -27,8 +28,9 @@ class Stream(NamedTuple):
     """The tokens of one expert in one pass."""
 
     tokens: Float[Array, "b n d"]
-    positions: Int[Array, "b n"]
+    positions: Int[Array, "b n *axes"]  # three axes for an expert with multimodal rotary positions
     condition: Float[Array, "b d"] | None = None
+    added: Float[Array, "k b n d"] | None = None  # to the tokens behind each of the first k layers (DeepStack)
 
 
 class Cache(struct.PyTreeNode):
@@ -37,7 +39,7 @@ class Cache(struct.PyTreeNode):
     keys: Float[Array, "layers b m g d"]
     values: Float[Array, "layers b m g d"]
     mask: Bool[Array, "b m"]
-    length: Int[Array, "b"]  # real tokens, the position of the first suffix token
+    length: Int[Array, "b"]  # the position of the first suffix token: the number of real ones, where each takes one
     features: Float[Array, "b f"]
     last: Float[Array, "b d"] | None = None  # what the last real token of the prefix came out as, for models with text
 
@@ -85,21 +87,26 @@ class Mixture(nnx.Module):
         tokens: Float[Array, "b n d"],
         mask: Bool[Array, "b n"],
         state: Float[Array, "b 1 e"] | None = None,
+        *,
+        positions: Int[Array, "b n *axes"] | None = None,
+        added: Float[Array, "k b n d"] | None = None,
+        causal: bool = False,
     ) -> Cache:
-        """Run the prefix, and the state token where it belongs to the suffix's expert (pi0)."""
-        num_state = 0 if state is None else state.shape[1]
-        is_real = jnp.pad(mask, ((0, 0), (0, num_state)), constant_values=True)
-        positions = jnp.cumsum(is_real, axis=1) - 1
-        block = jnp.arange(is_real.shape[1])[None] >= tokens.shape[1]
-        streams = [Stream(tokens, positions[:, : tokens.shape[1]]), None]
+        """Run the prefix, and the state token where it belongs to the suffix's expert (pi0).
+
+        `positions` are counted over the real tokens where none are given; with `causal` no token sees a later one.
+        """
+        if positions is None:
+            positions = jnp.cumsum(mask, axis=1) - 1
+        streams, is_real, length = [Stream(tokens, positions, added=added), None], mask, next_position(positions, mask)
         if state is not None:
-            streams[1] = Stream(state, positions[:, tokens.shape[1] :])
-        seen = block_mask(jnp.broadcast_to(block.astype(jnp.int32), is_real.shape), is_real)
-        outputs = self.forward(streams, seen)
-        # The suffix reads keys and values only, so nothing trains the last layer's output; its input is trained.
-        pooled = masked_mean(outputs.last_inputs[0].astype(jnp.float32), mask)
-        last = None if self.prefix_norm is None else self.prefix_norm(last_real(outputs.tokens[0], mask))
-        return Cache(outputs.keys, outputs.values, is_real, is_real.sum(1), rms_standardize(pooled), last)
+            streams[1] = Stream(state, length[:, None])
+            is_real = jnp.pad(mask, ((0, 0), (0, 1)), constant_values=True)
+            length = length + 1
+        order = jnp.arange(is_real.shape[1])[None]
+        block = order if causal else (order >= tokens.shape[1]).astype(jnp.int32)
+        outputs = self.forward(streams, block_mask(jnp.broadcast_to(block, is_real.shape), is_real))
+        return make_cache(outputs, mask, is_real, length, self.prefix_norm)
 
     def suffix(
         self,
@@ -141,10 +148,11 @@ def run_layers(
 
     Keys and values of a cached segment have a leading axis `layers`.
     """
+    depth = jax.tree.leaves(nnx.state(stacks[0]))[0].shape[0]
     ends = np.cumsum([stream.tokens.shape[1] for stream in streams])
 
-    def step(carry, blocks, layer_cache):
-        tokens, _ = carry
+    def step(carry, blocks, x):
+        (tokens, _), (layer, layer_cache) = carry, x
         runs = list(zip(blocks, tokens, streams, strict=True))
         projected = [block.project(x, stream.positions, stream.condition) for block, x, stream in runs]
         by_kind = list(zip(*projected, strict=True))
@@ -152,7 +160,7 @@ def run_layers(
         segments = [Segment(*kv, part.mask) for kv, part in zip(layer_cache, cached, strict=True)]
         attended = attend(queries, [*segments, Segment(keys, values, seen)], attention)
         out = tuple(
-            block.finish(x, part, gate, stream.condition)
+            _add_features(block.finish(x, part, gate, stream.condition), stream.added, layer)
             for (block, x, stream), part, gate in zip(
                 runs, jnp.split(attended, ends[:-1], axis=1), by_kind[3], strict=True
             )
@@ -162,9 +170,30 @@ def run_layers(
     tokens = tuple(stream.tokens for stream in streams)
     layer_caches = [segment[:2] for segment in cached]
     (out, inputs), (keys, values) = scan_layers(
-        step, (tokens, tokens), stacks, layer_caches, unroll=unroll, remat=remat
+        step, (tokens, tokens), stacks, (jnp.arange(depth), layer_caches), unroll=unroll, remat=remat
     )
     return Outputs(out, inputs, keys, values)
+
+
+def make_cache(
+    outputs: Outputs,
+    mask: Bool[Array, "b n"],
+    is_real: Bool[Array, "b m"],
+    length: Int[Array, "b"],
+    norm: Callable[[Array], Array] | None,
+) -> Cache:
+    """What a pass over the prefix leaves. `mask` is that of the first expert's tokens, `is_real` of all that are
+    cached; `norm` stands between the last layer and the words, where there are any."""
+    # The suffix reads keys and values only, so nothing trains the last layer's output; its input is trained.
+    pooled = masked_mean(outputs.last_inputs[0].astype(jnp.float32), mask)
+    last = None if norm is None else norm(last_real(outputs.tokens[0], mask))
+    return Cache(outputs.keys, outputs.values, is_real, length, rms_standardize(pooled), last)
+
+
+def next_position(positions: Int[Array, "b n *axes"], mask: Bool[Array, "b n"]) -> Int[Array, "b"]:
+    """The first one behind all real tokens, on every axis."""
+    largest = positions.max(-1) if positions.ndim == 3 else positions
+    return jnp.max(jnp.where(mask, largest, -1), axis=1) + 1
 
 
 def masked_mean(x: Float[Array, "b n d"], mask: Bool[Array, "b n"]) -> Float[Array, "b d"]:
@@ -178,8 +207,17 @@ def last_real(x: Float[Array, "b n d"], mask: Bool[Array, "b n"]) -> Float[Array
     return jnp.take_along_axis(x, index[:, None, None], axis=1)[:, 0]
 
 
+def _add_features(
+    x: Float[Array, "b n d"], added: Float[Array, "k b n d"] | None, layer: Int[Array, ""]
+) -> Float[Array, "b n d"]:
+    if added is None:
+        return x
+    k = added.shape[0]
+    return x + jnp.where(layer < k, added[jnp.minimum(layer, k - 1)], 0)
+
+
 def _require_joint_attention(prefix: GemmaConfig, suffix: GemmaConfig) -> None:
-    for field in ("depth", "num_heads", "num_kv_heads", "head_dim"):
+    for field in ("depth", "num_heads", "num_kv_heads", "head_dim", "rotary"):
         if getattr(prefix, field) != getattr(suffix, field):
             raise errors.ConfigError(
                 f"experts of a mixture attend together, so {field} has to agree",
