@@ -45,7 +45,8 @@ def transformer_config(**changes):
     sizes = dict(mlp_dim=24, depth=2, num_heads=4, num_kv_heads=2, head_dim=8)
     vision = SiglipConfig(16, depth=1, mlp_dim=16, num_heads=2, patch_size=8, image_size=SIZE)
     experts = dict(prefix_expert=GemmaConfig(16, **sizes), suffix_expert=GemmaConfig(12, **sizes))
-    return VlaTransformerConfig(CAMERAS, STATE_DIM, VOCAB, PROMPT, **dict(vision=vision, **experts) | changes)
+    fields = dict(cameras=CAMERAS, state_dim=STATE_DIM, vocab_size=VOCAB, prompt_length=PROMPT, vision=vision)
+    return VlaTransformerConfig(**fields | experts | changes)
 
 
 def transformer(num_suffix_tokens, adaptive_norm, rngs):

@@ -27,7 +27,8 @@ TARGET = jax.random.randint(jax.random.key(1), (B, N), 2, examples.VOCAB)
 def config(**changes):
     vision = SiglipConfig(16, depth=1, mlp_dim=16, num_heads=2, patch_size=8, image_size=examples.SIZE)
     language = GemmaConfig(16, depth=2, mlp_dim=24, num_heads=4, num_kv_heads=2, head_dim=8)
-    return PaliGemmaConfig(examples.CAMERAS, examples.VOCAB, examples.PROMPT, vision, language, **changes)
+    read = dict(cameras=examples.CAMERAS, vocab_size=examples.VOCAB, prompt_length=examples.PROMPT)
+    return PaliGemmaConfig(**read, vision=vision, language=language, **changes)
 
 
 NET, PARAMS = examples.init(lambda rngs: PaliGemma(config(), rngs), KEY)

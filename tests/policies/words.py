@@ -23,9 +23,9 @@ STATE_TEXT = StateText(tuple((2 + k,) for k in range(8)), end=(11,))
 def paligemma_config(**changes):
     vision = SiglipConfig(16, depth=1, mlp_dim=16, num_heads=2, patch_size=8, image_size=examples.SIZE)
     language = GemmaConfig(16, depth=2, mlp_dim=24, num_heads=4, num_kv_heads=2, head_dim=8)
+    read = dict(cameras=examples.CAMERAS, vocab_size=VOCAB, prompt_length=examples.PROMPT)
     state = dict(state_dim=examples.STATE_DIM, state_text=STATE_TEXT)
-    config = PaliGemmaConfig(examples.CAMERAS, VOCAB, examples.PROMPT, vision, language, **state)
-    return dataclasses.replace(config, **changes)
+    return PaliGemmaConfig(**dict(vision=vision, language=language) | read | state | changes)
 
 
 def pi05_config(**changes):

@@ -10,7 +10,7 @@ The prefix is encoded once; text is scored or generated against its keys and val
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +19,12 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from vla_jax.core import errors
 from vla_jax.core.types import Observation
-from vla_jax.nets.attention import Segment, block_mask
+from vla_jax.nets.attention import Implementation, Segment, block_mask
 from vla_jax.nets.linear import Dense
 from vla_jax.nets.mixture import Cache, Stream, run_layers
-from vla_jax.nets.siglip import Siglip
+from vla_jax.nets.siglip import SIGLIP_TINY, SO400M_14, Siglip, SiglipConfig
+from vla_jax.nets.stack import Remat
+from vla_jax.nets.state_text import StateText
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,13 +47,48 @@ class Generated(NamedTuple):
     mask: Bool[Array, "b n"]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VisionLanguageConfig:
+    """What every network of this base needs to know; each adds the shapes of its own layers."""
+
+    cameras: tuple[str, ...]  # names in `Observation.images`, in token order
+    vocab_size: int
+    prompt_length: int
+    vision: SiglipConfig
+    state_dim: int = 0  # of the robot; a model of text and images has none
+    state_text: StateText | None = None  # how the state is written behind the prompt; None leaves it out
+    camera_embedding: bool = False  # a learned vector per camera, which small networks miss more than large ones
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; parameters stay float32
+    unroll: bool = False  # write layers out: faster for a few small ones on CPU
+    remat: Remat = False  # recompute activations in the gradient: all, or those a named policy does not keep
+    attention: Implementation = "fold"
+
+    def __post_init__(self):
+        place = type(self).__name__
+        if not self.cameras or len(set(self.cameras)) != len(self.cameras):
+            raise errors.ConfigError(f"{place}.cameras", expected="distinct names", found=self.cameras)
+        if min(self.vocab_size, self.prompt_length) < 1 or self.state_dim < (self.state_text is not None):
+            raise errors.ConfigError(
+                place,
+                expected="positive sizes; a state_dim of 1 or more with state_text",
+                found=f"vocab_size={self.vocab_size}, prompt_length={self.prompt_length}, state_dim={self.state_dim}",
+            )
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return (self.vision.image_size, self.vision.image_size)
+
+
+# Fields that the networks with PaliGemma's published shapes, and those for CPU minutes at 64x64 pixels, agree in.
+PUBLISHED = dict(vocab_size=257152, vision=SO400M_14, compute_dtype="bfloat16", remat=True)
+SMALL = dict(vision=SIGLIP_TINY, camera_embedding=True, unroll=True)
+
+
 class VisionLanguage(nnx.Module):
-    """Base of `nets/paligemma.py` and `nets/vla_transformer.py`, which bring the layers and what else they need.
+    """Base of `nets/paligemma.py` and `nets/vla_transformer.py`, which bring the layers and what else they need."""
 
-    Their configs agree in the fields that are read here.
-    """
-
-    def __init__(self, config, width: int, rngs: nnx.Rngs):
+    def __init__(self, config: VisionLanguageConfig, width: int, rngs: nnx.Rngs):
         self.config, self.feature_dim = config, width
         self.vision = Siglip(config.vision, rngs, **self.runs)
         self.vision_out = Dense(config.vision.width, width, rngs, axes=(None, "embed"))

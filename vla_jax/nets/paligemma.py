@@ -8,7 +8,6 @@ to the suffix, so that action decoders run on one transformer; pi0-FAST (arXiv 2
 """
 
 import dataclasses
-from typing import Literal
 
 import jax.numpy as jnp
 from flax import nnx
@@ -16,45 +15,18 @@ from jaxtyping import Array, Float
 
 from vla_jax.core import errors
 from vla_jax.core.types import Observation
-from vla_jax.nets.attention import Implementation, block_mask
-from vla_jax.nets.gemma import GEMMA_2B, GemmaBlock, GemmaConfig
-from vla_jax.nets.language import VisionLanguage
+from vla_jax.nets.attention import block_mask
+from vla_jax.nets.gemma import GEMMA_2B, GEMMA_TINY, GemmaBlock, GemmaConfig
+from vla_jax.nets.language import PUBLISHED, SMALL, VisionLanguage, VisionLanguageConfig
 from vla_jax.nets.linear import RMSNorm, rms_standardize
 from vla_jax.nets.mixture import Cache, Stream, last_real, masked_mean, run_layers
-from vla_jax.nets.siglip import SO400M_14, SiglipConfig
-from vla_jax.nets.stack import Remat, stack
+from vla_jax.nets.stack import stack
 from vla_jax.nets.state_text import StateText
 
 
-@dataclasses.dataclass(frozen=True)
-class PaliGemmaConfig:
-    cameras: tuple[str, ...]  # names in `Observation.images`, in token order
-    vocab_size: int
-    prompt_length: int
-    vision: SiglipConfig
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PaliGemmaConfig(VisionLanguageConfig):
     language: GemmaConfig
-    state_dim: int = 0  # of the robot; a model of text and images has none
-    state_text: StateText | None = None  # how the state is written behind the prompt; None leaves it out
-    camera_embedding: bool = False  # a learned vector per camera, which small networks miss more than large ones
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; parameters stay float32
-    unroll: bool = False  # write layers out: faster for a few small ones on CPU
-    remat: Remat = False  # recompute activations in the gradient: all, or those a named policy does not keep
-    attention: Implementation = "fold"
-
-    def __post_init__(self):
-        if not self.cameras or len(set(self.cameras)) != len(self.cameras):
-            raise errors.ConfigError("PaliGemmaConfig.cameras", expected="distinct names", found=self.cameras)
-        if min(self.vocab_size, self.prompt_length) < 1 or self.state_dim < (self.state_text is not None):
-            raise errors.ConfigError(
-                "PaliGemmaConfig",
-                expected="positive sizes; a state_dim of 1 or more with state_text",
-                found=f"vocab_size={self.vocab_size}, prompt_length={self.prompt_length}, state_dim={self.state_dim}",
-            )
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        return (self.vision.image_size, self.vision.image_size)
 
     @property
     def feature_dim(self) -> int:
@@ -63,16 +35,8 @@ class PaliGemmaConfig:
 
 def paligemma(cameras: tuple[str, ...] = ("image",), prompt_length: int = 128, **changes) -> PaliGemmaConfig:
     """The published shapes at 224 pixels: SigLIP So400m/14 and Gemma 2B, 2.9B parameters."""
-    config = PaliGemmaConfig(
-        cameras=cameras,
-        vocab_size=257152,
-        prompt_length=prompt_length,
-        vision=SO400M_14,
-        language=GEMMA_2B,
-        compute_dtype="bfloat16",
-        remat=True,
-    )
-    return dataclasses.replace(config, **changes)
+    shapes = PUBLISHED | dict(cameras=cameras, prompt_length=prompt_length, language=GEMMA_2B)
+    return PaliGemmaConfig(**shapes | changes)
 
 
 def pi0_fast(
@@ -91,16 +55,8 @@ def tiny_paligemma(
     cameras: tuple[str, ...] = ("image",), vocab_size: int = 257, prompt_length: int = 48, **changes
 ) -> PaliGemmaConfig:
     """Under 1M parameters for 64x64 images, the same code."""
-    config = PaliGemmaConfig(
-        cameras=cameras,
-        vocab_size=vocab_size,
-        prompt_length=prompt_length,
-        vision=SiglipConfig(128, depth=1, mlp_dim=256, num_heads=2, patch_size=16, image_size=64, stem="merge"),
-        language=GemmaConfig(128, depth=3, mlp_dim=384, num_heads=4, num_kv_heads=1, head_dim=32),
-        camera_embedding=True,
-        unroll=True,
-    )
-    return dataclasses.replace(config, **changes)
+    shapes = SMALL | dict(cameras=cameras, vocab_size=vocab_size, prompt_length=prompt_length, language=GEMMA_TINY)
+    return PaliGemmaConfig(**shapes | changes)
 
 
 class PaliGemma(VisionLanguage):

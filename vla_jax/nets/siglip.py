@@ -61,6 +61,7 @@ class SiglipConfig:
 
 
 SO400M_14 = SiglipConfig(width=1152, depth=27, mlp_dim=4304, num_heads=16, patch_size=14, image_size=224)
+SIGLIP_TINY = SiglipConfig(128, depth=1, mlp_dim=256, num_heads=2, patch_size=16, image_size=64, stem="merge")
 
 
 class Siglip(nnx.Module):

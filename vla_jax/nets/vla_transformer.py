@@ -17,40 +17,26 @@ from jaxtyping import Array, Float
 
 from vla_jax.core import errors
 from vla_jax.core.types import Observation
-from vla_jax.nets.attention import Implementation
-from vla_jax.nets.gemma import GEMMA_2B, GEMMA_300M, GemmaConfig
-from vla_jax.nets.language import VisionLanguage
+from vla_jax.nets.gemma import GEMMA_2B, GEMMA_300M, GEMMA_TINY, GemmaConfig
+from vla_jax.nets.language import PUBLISHED, SMALL, VisionLanguage, VisionLanguageConfig
 from vla_jax.nets.linear import Dense, RMSNorm
 from vla_jax.nets.mixture import Cache, Mixture
-from vla_jax.nets.siglip import SO400M_14, SiglipConfig
-from vla_jax.nets.stack import Remat
 from vla_jax.nets.state_text import StateText
 
 
-@dataclasses.dataclass(frozen=True)
-class VlaTransformerConfig:
-    cameras: tuple[str, ...]  # names in `Observation.images`, in token order
-    state_dim: int
-    vocab_size: int
-    prompt_length: int
-    vision: SiglipConfig
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VlaTransformerConfig(VisionLanguageConfig):
     prefix_expert: GemmaConfig
     suffix_expert: GemmaConfig
-    state_token: Literal["prefix", "suffix", "text"] = "prefix"  # whose weights read the state; pi0: suffix
-    state_text: StateText | None = None  # with "text" (pi0.5): how it is written; None: the prompt has it already
+    # Whose weights read the state; pi0: suffix. "text" (pi0.5): `state_text` writes it, or None: the prompt has it.
+    state_token: Literal["prefix", "suffix", "text"] = "prefix"
     with_text: bool = False  # whether the prefix expert also writes words (`token_logits`, `generate`)
     adaptive_norm: bool = False  # whether the suffix expert's norms take a condition (pi0.5)
-    camera_embedding: bool = False  # a learned vector per camera, which small networks miss more than large ones
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; parameters stay float32
-    unroll: bool = False  # write layers out: faster for a few small ones on CPU
-    remat: Remat = False  # recompute activations in the gradient: all, or those a named policy does not keep
-    attention: Implementation = "fold"
 
     def __post_init__(self):
-        if not self.cameras or len(set(self.cameras)) != len(self.cameras):
-            raise errors.ConfigError("VlaTransformerConfig.cameras", expected="distinct names", found=self.cameras)
-        if min(self.state_dim, self.vocab_size, self.prompt_length) < 1:
-            raise errors.ConfigError("VlaTransformerConfig", expected="positive sizes", found=self)
+        super().__post_init__()
+        if self.state_dim < 1:
+            raise errors.ConfigError("VlaTransformerConfig.state_dim", expected="1 or more", found=self.state_dim)
         if self.state_text is not None and self.state_token != "text":
             raise errors.ConfigError(
                 "VlaTransformerConfig", expected="state_token='text' with state_text", found=repr(self.state_token)
@@ -63,11 +49,6 @@ class VlaTransformerConfig:
             )
 
     @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        return (self.vision.image_size, self.vision.image_size)
-
-    @property
     def feature_dim(self) -> int:
         return self.prefix_expert.width
 
@@ -76,35 +57,16 @@ def tiny(
     cameras: tuple[str, ...], state_dim: int, vocab_size: int, prompt_length: int, **changes
 ) -> VlaTransformerConfig:
     """About 1M parameters for 64x64 images: merging stem, 16 tokens per camera, one key-value head."""
-    config = VlaTransformerConfig(
-        cameras=cameras,
-        state_dim=state_dim,
-        vocab_size=vocab_size,
-        prompt_length=prompt_length,
-        vision=SiglipConfig(128, depth=1, mlp_dim=256, num_heads=2, patch_size=16, image_size=64, stem="merge"),
-        prefix_expert=GemmaConfig(128, depth=3, mlp_dim=384, num_heads=4, num_kv_heads=1, head_dim=32),
-        suffix_expert=GemmaConfig(96, depth=3, mlp_dim=256, num_heads=4, num_kv_heads=1, head_dim=32),
-        camera_embedding=True,
-        unroll=True,
-    )
-    return dataclasses.replace(config, **changes)
+    shapes = dict(cameras=cameras, state_dim=state_dim, vocab_size=vocab_size, prompt_length=prompt_length)
+    experts = dict(prefix_expert=GEMMA_TINY, suffix_expert=dataclasses.replace(GEMMA_TINY, width=96, mlp_dim=256))
+    return VlaTransformerConfig(**SMALL | shapes | experts | changes)
 
 
 def pi0(cameras: tuple[str, ...], state_dim: int = 32, prompt_length: int = 48, **changes) -> VlaTransformerConfig:
     """The published shapes: 3.2B parameters with the action expert; PaliGemma's vocabulary."""
-    config = VlaTransformerConfig(
-        cameras=cameras,
-        state_dim=state_dim,
-        vocab_size=257152,
-        prompt_length=prompt_length,
-        vision=SO400M_14,
-        prefix_expert=GEMMA_2B,
-        suffix_expert=GEMMA_300M,
-        state_token="suffix",
-        compute_dtype="bfloat16",
-        remat=True,
-    )
-    return dataclasses.replace(config, **changes)
+    shapes = dict(cameras=cameras, state_dim=state_dim, prompt_length=prompt_length, state_token="suffix")
+    experts = dict(prefix_expert=GEMMA_2B, suffix_expert=GEMMA_300M)
+    return VlaTransformerConfig(**PUBLISHED | shapes | experts | changes)
 
 
 def pi05(

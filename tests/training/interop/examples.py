@@ -33,7 +33,7 @@ def backbone(kind: str, **changes) -> VlaTransformerConfig:
     """`kind` is pi0 or pi05."""
     fields = dict(state_token="suffix") if kind == "pi0" else dict(state_token="text", adaptive_norm=True)
     fields = dict(state_dim=6, vocab_size=64, prompt_length=7, vision=vision(32), **fields) | changes
-    return VlaTransformerConfig(CAMERAS, prefix_expert=LANGUAGE, suffix_expert=EXPERT, **fields)
+    return VlaTransformerConfig(cameras=CAMERAS, prefix_expert=LANGUAGE, suffix_expert=EXPERT, **fields)
 
 
 def flow(kind: str) -> FlowConfig:
@@ -54,7 +54,7 @@ def random_params(constructor, seed: int = 0):
 
 
 def paligemma_config() -> PaliGemmaConfig:
-    return PaliGemmaConfig(("image",), vocab_size=64, prompt_length=5, vision=vision(24), language=LANGUAGE)
+    return PaliGemmaConfig(cameras=("image",), vocab_size=64, prompt_length=5, vision=vision(24), language=LANGUAGE)
 
 
 def paligemma(rngs) -> PaliGemma:
@@ -77,7 +77,7 @@ def large_paligemma_config() -> PaliGemmaConfig:
     """26M parameters, 105 MB in float32, in many tensors of at most 4 MB."""
     vision = SiglipConfig(width=128, depth=4, mlp_dim=512, num_heads=4, patch_size=14, image_size=28)
     language = GemmaConfig(width=512, depth=10, mlp_dim=1024, num_heads=8, num_kv_heads=1, head_dim=64)
-    return PaliGemmaConfig(("image",), vocab_size=4096, prompt_length=5, vision=vision, language=language)
+    return PaliGemmaConfig(cameras=("image",), vocab_size=4096, prompt_length=5, vision=vision, language=language)
 
 
 def recipe(kind: str, **changes) -> Recipe:
