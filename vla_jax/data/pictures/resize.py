@@ -22,6 +22,7 @@ Fit = Literal["pad", "crop", "stretch"]
 Picture = UInt8[np.ndarray, "height width 3"]
 Shape = tuple[int, int, int]
 Size = tuple[int, int, Fit]  # height, width, how
+Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
 
 _PIECE = 16  # pictures decoded at once: enough for a source that reads neighbours together, little enough memory
 
@@ -43,12 +44,25 @@ def resize(
     picture: UInt8[np.ndarray, "h w 3"], size: Size, out: UInt8[np.ndarray, "height width 3"] | None = None
 ) -> UInt8[np.ndarray, "height width 3"]:
     """One picture in the new size, written into `out` if given."""
-    height, width, fit = size
-    out = np.empty((height, width, 3), np.uint8) if out is None else out
+    out = np.empty((*size[:2], 3), np.uint8) if out is None else out
     if picture.shape == out.shape:
         out[...] = picture
         return out
-    tall, wide = picture.shape[:2]
+    (tall, wide), box, (top, left) = placement(picture.shape[:2], size)
+    # Columns, then rows. In one call Pillow 13 may begin with the rows, older ones do not, and the bytes differ.
+    bilinear, rows = Image.Resampling.BILINEAR, picture.shape[0]
+    scaled = Image.fromarray(picture).resize((wide, rows), bilinear, box=(box[0], 0, box[2], rows))
+    scaled = scaled.resize((wide, tall), bilinear, box=(0, box[1], wide, box[3]))
+    if (tall, wide) != out.shape[:2]:
+        out[...] = 0
+    out[top : top + tall, left : left + wide] = np.asarray(scaled)
+    return out
+
+
+def placement(shape: tuple[int, int], size: Size) -> tuple[tuple[int, int], Box, tuple[int, int]]:
+    """How a picture of this height and width becomes one of `size`: the height and width it is scaled to, the part of
+    it that is scaled (left, top, right, bottom), and the row and column where the result begins."""
+    (tall, wide), (height, width, fit) = shape, size
     inner, box = (height, width), (0.0, 0.0, float(wide), float(tall))
     if fit == "pad":
         ratio = max(wide / width, tall / height)
@@ -57,12 +71,7 @@ def resize(
         ratio = min(wide / width, tall / height)
         left, top = max(0.0, (wide - width * ratio) / 2), max(0.0, (tall - height * ratio) / 2)  # rounding goes below
         box = (left, top, wide - left, tall - top)
-    scaled = Image.fromarray(picture).resize((inner[1], inner[0]), Image.Resampling.BILINEAR, box=box)
-    top, left = (height - inner[0]) // 2, (width - inner[1]) // 2
-    if inner != (height, width):
-        out[...] = 0
-    out[top : top + inner[0], left : left + inner[1]] = np.asarray(scaled)
-    return out
+    return inner, box, ((height - inner[0]) // 2, (width - inner[1]) // 2)
 
 
 class ChangedPictures:
