@@ -25,7 +25,7 @@ Coordinates = Sequence[tuple[int, ...]]  # of every partition, in the order of t
 
 @dataclasses.dataclass(frozen=True)
 class Efficiency:
-    """Shares of the peaks that real programs reach; `results/plan/calibration.json` says how well they predict."""
+    """Shares of the peaks that real programs reach; docs/scale.md says how well they predict."""
 
     matmul: float = 0.80
     hbm: float = 0.85
