@@ -24,6 +24,7 @@ class Segment(NamedTuple):
     keys: Float[Array, "b m g d"]
     values: Float[Array, "b m g d"]
     mask: Bool[Array, "b n m"]  # True: the query sees the key
+    positions: Int[Array, "b m"] | None = None  # of the keys, where layers see a window of them
 
 
 def attend(
@@ -84,17 +85,19 @@ class Rotary:
 
     Multimodal positions (arXiv 2409.12191, section 2.1) have three axes: time, row, column. `sections` says how many
     pairs each of them turns: `sections[0]` pairs by time, then by row, then by column; `interleaved` (Qwen3-VL) deals
-    them in turns, and what rows and columns leave over is turned by time.
+    them in turns, and what rows and columns leave over is turned by time. `stretch` divides positions, so that a model
+    reads texts that much longer than it was first trained on (arXiv 2306.15595).
     """
 
     max_wavelength: float = 1e4
     sections: tuple[int, ...] = ()  # (): one axis
     interleaved: bool = False
+    stretch: float = 1.0
 
     def angles(self, positions: Int[Array, "b n *axes"], head_dim: int) -> Float[Array, "b n k"]:
         """In radians, one for each of the `head_dim / 2` pairs. Positions with one axis stand for three equal ones."""
         half = head_dim // 2
-        timescale = self.max_wavelength ** (jnp.arange(half, dtype=jnp.float32) / half)
+        timescale = self.stretch * self.max_wavelength ** (jnp.arange(half, dtype=jnp.float32) / half)
         positions = positions[..., self._axis_of_pair(half)] if positions.ndim == 3 else positions[..., None]
         return positions.astype(jnp.float32) / timescale[None, None]
 

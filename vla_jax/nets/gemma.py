@@ -1,9 +1,10 @@
 """Gemma's layer (arXiv 2403.08295), cut where experts share their attention, with pi0.5's adaptive norms.
 
-x -- norm -- q k v --> attention, outside --> out -- + -- norm -- GeGLU -- + -->
-'---------------------------------------------------'  '------------------'
+x -- norm -- q k v --> attention, outside --> out -- (norm) -- + -- norm -- GeGLU -- (norm) -- + -->
+'-------------------------------------------------------------'  '----------------------------'
 
-Qwen's layers (`nets/qwen_text.py`) are the same with biases or norms on q k v, SwiGLU and other rotary positions.
+Gemma 3's layers (`nets/gemma3.py`) have the norms in brackets, norms on q k, and windows in most layers. Qwen's
+(`nets/qwen_text.py`) have biases or norms on q k v, SwiGLU and other rotary positions.
 """
 
 import dataclasses
@@ -13,18 +14,43 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from vla_jax.core import errors
-from vla_jax.nets.attention import Rotary, rotate
+from vla_jax.nets.attention import Rotary, turn
 from vla_jax.nets.linear import Dense, HeadsIn, HeadsOut, RMSNorm, rms_standardize
 
 _ACTIVATIONS = {"gelu": functools.partial(jax.nn.gelu, approximate=True), "silu": jax.nn.silu}
 
 
 @dataclasses.dataclass(frozen=True)
+class LocalLayers:
+    """Layers that see a window, with rotary positions of their own (arXiv 2503.19786, section 2).
+
+    Every `period`-th layer is none of them: it sees all that the mask allows.
+    """
+
+    window: int  # positions that a query sees at most, its own included; what is behind it is not counted
+    period: int = 6
+    rotary: Rotary = Rotary()
+
+    def __post_init__(self):
+        if self.window < 1 or self.period < 2 or self.rotary.sections:
+            raise errors.ConfigError(
+                "LocalLayers", expected="window >= 1, period >= 2, rotary positions of one axis", found=self
+            )
+
+    def is_global(self, layer: Int[Array, ""]) -> Bool[Array, ""]:
+        return (layer + 1) % self.period == 0
+
+    def sees(self, layer: Int[Array, ""], queries: Int[Array, "b n"], keys: Int[Array, "b m"]) -> Bool[Array, "b n m"]:
+        """Which positions are near enough for a layer."""
+        return self.is_global(layer) | (queries[:, :, None] - keys[:, None, :] < self.window)
+
+
+@dataclasses.dataclass(frozen=True)
 class GemmaConfig:
-    """One expert. Experts of a mixture share `depth`, `num_heads`, `num_kv_heads`, `head_dim` and `rotary`."""
+    """One expert. Experts of a mixture share `depth`, `num_heads`, `num_kv_heads`, `head_dim`, `rotary` and `local`."""
 
     width: int
     depth: int
@@ -35,7 +61,9 @@ class GemmaConfig:
     activation: Literal["gelu", "silu"] = "gelu"  # of the MLP's gate
     qkv_bias: bool = False  # on queries, keys and values
     qk_norm: bool = False  # RMS norm of every query and key before they turn
+    post_norm: bool = False  # RMS norm of what attention and MLP add
     rotary: Rotary = Rotary()
+    local: LocalLayers | None = None  # None: every layer sees everything
 
     def __post_init__(self):
         if self.activation not in _ACTIVATIONS:
@@ -91,7 +119,7 @@ class GemmaBlock(nnx.Module):
 
     def __init__(self, config: GemmaConfig, rngs: nnx.Rngs, *, adaptive_norm: bool = False):
         c, bias = config, config.qkv_bias
-        self.rotary, self.activation = c.rotary, c.activation
+        self.rotary, self.local, self.activation = c.rotary, c.local, c.activation
         self.attention_norm = Norm(c.width, rngs, adaptive=adaptive_norm)
         self.query = HeadsIn(c.width, c.num_heads, c.head_dim, rngs, use_bias=bias)
         self.key = HeadsIn(c.width, c.num_kv_heads, c.head_dim, rngs, use_bias=bias)
@@ -99,25 +127,42 @@ class GemmaBlock(nnx.Module):
         self.query_norm = RMSNorm(c.head_dim, axes=("head_dim",)) if c.qk_norm else None
         self.key_norm = RMSNorm(c.head_dim, axes=("head_dim",)) if c.qk_norm else None
         self.attention_out = HeadsOut(c.num_heads, c.head_dim, c.width, rngs)
+        self.attention_post_norm = RMSNorm(c.width, axes=("embed",)) if c.post_norm else None
         self.mlp_norm = Norm(c.width, rngs, adaptive=adaptive_norm)
         self.gate = Dense(c.width, c.mlp_dim, rngs, axes=("embed", "mlp"), use_bias=False)
         self.up = Dense(c.width, c.mlp_dim, rngs, axes=("embed", "mlp"), use_bias=False)
         self.down = Dense(c.mlp_dim, c.width, rngs, axes=("mlp", "embed"), use_bias=False)
+        self.mlp_post_norm = RMSNorm(c.width, axes=("embed",)) if c.post_norm else None
 
-    def project(self, x: Float[Array, "b n d"], positions: Int[Array, "b n *axes"], condition=None):
-        """Rotated queries and keys, values, and the gate that `finish` wants back."""
+    def project(
+        self, x: Float[Array, "b n d"], positions: Int[Array, "b n *axes"], layer: Int[Array, ""], condition=None
+    ):
+        """Rotated queries and keys, values, and the gate that `finish` wants back; `layer` counts from 0."""
         y, gate = self.attention_norm(x, condition)
         query, key = self.query(y), self.key(y)
         if self.query_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
-        return rotate(query, positions, self.rotary), rotate(key, positions, self.rotary), self.value(y), gate
+        angles = self._angles(positions, layer, query.shape[-1])
+        return turn(query, angles), turn(key, angles), self.value(y), gate
 
     def finish(self, x: Float[Array, "b n d"], attended: Float[Array, "b n h k"], gate: Gate, condition=None):
         """Both residual branches, given what the queries gathered."""
-        x = _add(x, self.attention_out(attended), gate)
+        x = _add(x, self.attention_out(attended), self.attention_post_norm, gate)
         y, gate = self.mlp_norm(x, condition)
-        return _add(x, self.down(_ACTIVATIONS[self.activation](self.gate(y)) * self.up(y)), gate)
+        branch = self.down(_ACTIVATIONS[self.activation](self.gate(y)) * self.up(y))
+        return _add(x, branch, self.mlp_post_norm, gate)
+
+    def _angles(
+        self, positions: Int[Array, "b n *axes"], layer: Int[Array, ""], head_dim: int
+    ) -> Float[Array, "b n k"]:
+        angles = self.rotary.angles(positions, head_dim)
+        if self.local is None:
+            return angles
+        return jnp.where(self.local.is_global(layer), angles, self.local.rotary.angles(positions, head_dim))
 
 
-def _add(x: Float[Array, "b n d"], branch: Float[Array, "b n d"], gate: Gate) -> Float[Array, "b n d"]:
+def _add(
+    x: Float[Array, "b n d"], branch: Float[Array, "b n d"], norm: RMSNorm | None, gate: Gate
+) -> Float[Array, "b n d"]:
+    branch = branch if norm is None else norm(branch)
     return x + (branch if gate is None else branch * gate)

@@ -45,7 +45,9 @@ class Cache(struct.PyTreeNode):
 
     def segment(self, num_queries: int) -> Segment:
         """Keys, values and mask as that many queries see them, all layers stacked."""
-        return Segment(self.keys, self.values, jnp.repeat(self.mask[:, None], num_queries, axis=1))
+        # Windows are for networks whose real tokens take one position each.
+        positions = jnp.cumsum(self.mask, axis=1) - 1
+        return Segment(self.keys, self.values, jnp.repeat(self.mask[:, None], num_queries, axis=1), positions)
 
 
 class Outputs(NamedTuple):
@@ -146,19 +148,23 @@ def run_layers(
 ) -> Outputs:
     """Every layer of one stack per stream; the streams attend together as `seen` says, and to the `cached` segments.
 
-    Keys and values of a cached segment have a leading axis `layers`.
+    Keys and values of a cached segment have a leading axis `layers`. Local layers see a window of all that.
     """
-    depth = jax.tree.leaves(nnx.state(stacks[0]))[0].shape[0]
+    local, depth = stacks[0].local, jax.tree.leaves(nnx.state(stacks[0]))[0].shape[0]
     ends = np.cumsum([stream.tokens.shape[1] for stream in streams])
+    positions = None if local is None else jnp.concatenate([stream.positions for stream in streams], axis=1)
 
     def step(carry, blocks, x):
         (tokens, _), (layer, layer_cache) = carry, x
         runs = list(zip(blocks, tokens, streams, strict=True))
-        projected = [block.project(x, stream.positions, stream.condition) for block, x, stream in runs]
+        projected = [block.project(x, stream.positions, layer, stream.condition) for block, x, stream in runs]
         by_kind = list(zip(*projected, strict=True))
         queries, keys, values = (jnp.concatenate(parts, axis=1) for parts in by_kind[:3])
-        segments = [Segment(*kv, part.mask) for kv, part in zip(layer_cache, cached, strict=True)]
-        attended = attend(queries, [*segments, Segment(keys, values, seen)], attention)
+        segments = [part._replace(keys=k, values=v) for (k, v), part in zip(layer_cache, cached, strict=True)]
+        segments.append(Segment(keys, values, seen, positions))
+        if local is not None:
+            segments = [s._replace(mask=s.mask & local.sees(layer, positions, s.positions)) for s in segments]
+        attended = attend(queries, segments, attention)
         out = tuple(
             _add_features(block.finish(x, part, gate, stream.condition), stream.added, layer)
             for (block, x, stream), part, gate in zip(
@@ -217,7 +223,7 @@ def _add_features(
 
 
 def _require_joint_attention(prefix: GemmaConfig, suffix: GemmaConfig) -> None:
-    for field in ("depth", "num_heads", "num_kv_heads", "head_dim", "rotary"):
+    for field in ("depth", "num_heads", "num_kv_heads", "head_dim", "rotary", "local"):
         if getattr(prefix, field) != getattr(suffix, field):
             raise errors.ConfigError(
                 f"experts of a mixture attend together, so {field} has to agree",
