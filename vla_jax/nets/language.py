@@ -85,19 +85,14 @@ PUBLISHED = dict(vocab_size=257152, vision=SO400M_14, compute_dtype="bfloat16", 
 SMALL = dict(vision=SIGLIP_TINY, camera_embedding=True, unroll=True)
 
 
-class VisionLanguage(nnx.Module):
-    """Base of `nets/paligemma.py` and `nets/vla_transformer.py`, which bring the layers and what else they need."""
+class Language(nnx.Module):
+    """Reads and writes words behind a prefix that a subclass makes of pictures and a prompt.
 
-    def __init__(self, config: VisionLanguageConfig, width: int, rngs: nnx.Rngs):
+    A subclass brings `embedding`, the layers and the norm between them and the logits.
+    """
+
+    def __init__(self, config: VisionLanguageConfig, width: int):
         self.config, self.feature_dim = config, width
-        self.vision = Siglip(config.vision, rngs, **self.runs)
-        self.vision_out = Dense(config.vision.width, width, rngs, axes=(None, "embed"))
-        if config.camera_embedding:
-            per_camera = 0.02 * jax.random.normal(rngs.params(), (len(config.cameras), width))
-            self.camera_embedding = nnx.Param(per_camera, logical_axes=(None, "embed"))
-        # Scaled by sqrt(width) when read, as Gemma does, so rows start with norm 1.
-        embedding = jax.random.normal(rngs.params(), (config.vocab_size, width)) * width**-0.5
-        self.embedding = nnx.Param(embedding, logical_axes=("vocab", "embed"))
 
     @property
     def runs(self) -> dict:
@@ -114,16 +109,13 @@ class VisionLanguage(nnx.Module):
         """The norm between the last layer and the logits."""
         raise NotImplementedError
 
-    def see_and_read(self, observation: Observation) -> tuple[list[Float[Array, "b n d"]], list[Bool[Array, "b n"]]]:
-        """Tokens and masks of the images, the prompt and the state's words."""
-        self._check(observation)
-        tokens, masks = self._image_tokens(observation)
+    def words(self, observation: Observation) -> tuple[Int[Array, "b n"], Bool[Array, "b n"]]:
+        """Ids and mask of the prompt and, where it is written behind it, the state."""
         prompt, prompt_mask = observation.prompt, observation.prompt_mask
-        if self.config.state_text is not None:
-            words, words_mask = self.config.state_text.tokens(observation.state)
-            prompt = jnp.concatenate([prompt, words], axis=1)
-            prompt_mask = jnp.concatenate([prompt_mask, words_mask], axis=1)
-        return [*tokens, self.embed(prompt)], [*masks, prompt_mask]
+        if self.config.state_text is None:
+            return prompt, prompt_mask
+        words, words_mask = self.config.state_text.tokens(observation.state)
+        return jnp.concatenate([prompt, words], axis=1), jnp.concatenate([prompt_mask, words_mask], axis=1)
 
     def embed(self, tokens: Int[Array, "b n"]) -> Float[Array, "b n d"]:
         return self.embedding[...][tokens].astype(self.config.compute_dtype) * self.feature_dim**0.5
@@ -186,6 +178,28 @@ class VisionLanguage(nnx.Module):
     def _run(self, stream: Stream, seen: Bool[Array, "b n n"], cached: Sequence[Segment]):
         outputs = run_layers([self.text_layers], [stream], seen, cached, **self.runs)
         return self.text_norm(outputs.tokens[0]), outputs.keys, outputs.values
+
+
+class VisionLanguage(Language):
+    """Base of `nets/paligemma.py` and `nets/vla_transformer.py`, which bring the layers and what else they need."""
+
+    def __init__(self, config: VisionLanguageConfig, width: int, rngs: nnx.Rngs):
+        super().__init__(config, width)
+        self.vision = Siglip(config.vision, rngs, **self.runs)
+        self.vision_out = Dense(config.vision.width, width, rngs, axes=(None, "embed"))
+        if config.camera_embedding:
+            per_camera = 0.02 * jax.random.normal(rngs.params(), (len(config.cameras), width))
+            self.camera_embedding = nnx.Param(per_camera, logical_axes=(None, "embed"))
+        # Scaled by sqrt(width) when read, as Gemma does, so rows start with norm 1.
+        embedding = jax.random.normal(rngs.params(), (config.vocab_size, width)) * width**-0.5
+        self.embedding = nnx.Param(embedding, logical_axes=("vocab", "embed"))
+
+    def see_and_read(self, observation: Observation) -> tuple[list[Float[Array, "b n d"]], list[Bool[Array, "b n"]]]:
+        """Tokens and masks of the images, the prompt and the state's words."""
+        self._check(observation)
+        tokens, masks = self._image_tokens(observation)
+        prompt, prompt_mask = self.words(observation)
+        return [*tokens, self.embed(prompt)], [*masks, prompt_mask]
 
     def _image_tokens(self, observation: Observation):
         cameras, dtype = self.config.cameras, jnp.dtype(self.config.compute_dtype)
