@@ -8,8 +8,8 @@ from typing import Annotated
 import rich.console
 import tyro
 
-from vla_jax.core import runtime
-from vla_jax.serving import limits, server
+from vla_jax.core import errors, runtime
+from vla_jax.serving import limits, robots, server
 from vla_jax.serving.acting import BatchActor
 from vla_jax.serving.batching import BatchingConfig
 from vla_jax.serving.keys import RequestReader
@@ -21,10 +21,12 @@ from vla_jax.training import trained
 @dataclasses.dataclass(frozen=True)
 class Serve:
     host: str = "127.0.0.1"  # another address needs an API key, see docs/serving.md
-    api_key_file: str | None = None  # a file with the key; without it, $VLA_JAX_API_KEY
+    api_key_file: str | None = None  # a file with a key a line; without it, $VLA_JAX_API_KEY is the key
     allow_anonymous: bool = False  # anyone who can reach the address may ask
     tls_certificate: str | None = None  # PEM files
     tls_key: str | None = None
+    robot: str | None = None  # libero, droid or a description (.toml, .json): refuse a checkpoint that is not for it
+    accept: tuple[str, ...] = ()  # differences between robot and checkpoint that are meant
     layout: str | None = None  # take requests in this key layout only: flat, data, libero, droid
     default_prompt: str | None = None  # for requests without one
     dataset: str | None = None  # whose statistics to act with, where every dataset had its own
@@ -34,13 +36,21 @@ class Serve:
     latency_budget_ms: float = 5.0  # that a request may wait for company
     max_waiting: int = 64  # requests
     realtime: bool = False  # answer requests that carry the chunk being run (flow policies; compiles twice as much)
-    guidance_weight: float = 5.0  # of real-time chunking
+    guidance_weight: float | None = None  # of real-time chunking, at most the flow steps; None: 5, or the flow steps
     seed: int = 0  # of the noise for requests that bring no seed
     server: Annotated[ServerConfig, tyro.conf.arg(name="")] = ServerConfig()
 
 
 def serve(checkpoint: str, options: Serve, console: rich.console.Console) -> None:
-    """Load, compile, listen, until SIGTERM or SIGINT. Exits with 1 when requests were left unfinished."""
+    """Load, compare, compile, listen, until SIGTERM or SIGINT. Exits with 1 when requests were left unfinished.
+
+    Raises CheckpointError, before anything compiles, when the checkpoint is not for `options.robot`.
+    """
+    if options.accept and options.robot is None:
+        raise errors.ConfigError("--accept", expected="--robot, to compare the checkpoint with", found="none")
+    if options.guidance_weight is not None and not options.realtime:
+        raise errors.ConfigError("--guidance-weight", expected="--realtime True, which it belongs to", found="none")
+    robot = None if options.robot is None else robots.load(options.robot)
     access = limits.make_access(
         options.host,
         api_key_file=options.api_key_file,
@@ -51,17 +61,21 @@ def serve(checkpoint: str, options: Serve, console: rich.console.Console) -> Non
     sock = server.bind(options.host, options.server.port)
     runtime.enable_compile_cache()
     policy = trained.load(checkpoint, dataset=options.dataset, base=options.base)
-    if options.int8:
-        policy = policy.quantized()
     guidance = guidance_of(policy, options.guidance_weight) if options.realtime else None
     reader = RequestReader.of(
         policy, layout=options.layout, default_prompt=options.default_prompt, takes_previous=options.realtime
     )
+    metadata = metadata_of(policy, reader, guidance)
+    if robot is not None:
+        robots.require_fit(metadata, robot, options.accept)
+        console.print(f"the checkpoint fits robot {robot.name}")
+    if options.int8:
+        policy = policy.quantized()
     actor = BatchActor(policy, options.batch_sizes, seed=options.seed, guidance=guidance)
     console.print(f"compiling batch sizes {', '.join(map(str, actor.batch_sizes))}")
     console.print(f"compiled in {actor.warm_up():.1f} s")
     batching = BatchingConfig(actor.max_batch, options.latency_budget_ms / 1000, options.max_waiting)
-    serving = PolicyServer(reader.read, actor, metadata_of(policy, reader), access, options.server, batching)
+    serving = PolicyServer(reader.read, actor, metadata, access, options.server, batching)
 
     def on_ready(address: str) -> None:
         print(f"ready {address}", flush=True)  # one plain line, for programs that wait for it

@@ -1,10 +1,14 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
 from tests.serving.running import METADATA, running
 from vla_jax.core import errors
 from vla_jax.serving.client import Backoff, ChunkPlayer, ClientConfig, PolicyClient
-from vla_jax.serving.limits import Access
+from vla_jax.serving.limits import Access, ApiKey
+from vla_jax.serving.robots import Robot
 
 QUICK = ClientConfig(open_timeout=5, answer_timeout=5, backoff=Backoff(first=0.01, longest=0.05, give_up=0.5))
 
@@ -60,10 +64,10 @@ def test_a_refused_request_is_not_sent_again_and_the_next_one_is_answered():
 
 def test_a_wrong_key_is_not_tried_again():
     sleeps = []
-    with running(access=Access(api_key="right")) as server:
+    with running(access=Access(api_keys=(ApiKey("robot", "the right one of 16"),))) as server:
         with pytest.raises(errors.RequestError, match="API key"):
             PolicyClient(server.address, "wrong", QUICK, sleep=sleeps.append).infer({"x": 1})
-        with PolicyClient(server.address, "right", QUICK) as client:
+        with PolicyClient(server.address, "the right one of 16", QUICK) as client:
             assert client.infer({"x": 1})["actions"][0, 0] == 2
     assert sleeps == []
 
@@ -85,6 +89,38 @@ def test_pictures_are_compressed_and_other_arrays_are_not():
     assert sent["b"].shape == (32, 32) and sent["c"].dtype == float and sent["prompt"] == "x"
     with pytest.raises(errors.ConfigError, match="jpeg_quality"):
         ClientConfig(jpeg_quality=0)
+
+
+ROBOT = Robot("arm", {"observation/front": (64, 64)}, control_hz=20.0, execution_horizon=2)
+FITTING = {
+    **METADATA,
+    "image_size": [64, 64],
+    "action_horizon": 4,
+    "control_hz": 20.0,
+    "layouts": {"flat": {"cameras": {"observation/front": "front"}, "state": ["observation/state"], "optional": []}},
+}
+
+
+def test_a_server_is_compared_with_the_robot_on_every_connection():
+    with running(metadata=FITTING) as first:
+        client = PolicyClient(first.address, config=QUICK, robot=ROBOT)
+        assert client.infer({"x": 1})["actions"][0, 0] == 2
+    slower = {**FITTING, "control_hz": 5.0}
+    with running(metadata=slower, port=first.port) as second:  # came back with another policy
+        with pytest.raises(errors.RequestError, match="accept 'control_hz'"):
+            client.infer({"x": 1})
+        with PolicyClient(second.address, config=QUICK, robot=ROBOT, accept=["control_hz"]) as patient:
+            assert patient.infer({"x": 1})["actions"][0, 0] == 2
+
+
+def test_a_robot_may_talk_to_a_server_that_says_nothing_of_its_policy():
+    with running(metadata={}) as server, PolicyClient(server.address, config=QUICK, robot=ROBOT) as client:
+        assert client.infer({"x": 1})["actions"][0, 0] == 2
+
+
+def test_the_robots_side_needs_no_jax():
+    code = "import sys, vla_jax.serving.client; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
 
 
 def test_a_player_asks_once_per_chunk_and_forgets_it_with_the_episode():

@@ -1,7 +1,8 @@
 import pytest
 
 from vla_jax.core import errors
-from vla_jax.serving.limits import Access, RateLimit, is_loopback, make_access
+from vla_jax.serving import limits
+from vla_jax.serving.limits import Access, ApiKey, RateLimit, is_loopback, make_access
 
 KEY = "0123456789abcdef"
 
@@ -12,21 +13,21 @@ def no_key_in_the_environment(monkeypatch):
 
 
 def test_the_default_is_this_machine_only():
-    assert make_access("127.0.0.1") == Access("127.0.0.1", None, None)
+    assert make_access("127.0.0.1") == Access("127.0.0.1", (), None)
     assert is_loopback("::1") and is_loopback("localhost") and not is_loopback("0.0.0.0") and not is_loopback("robot")
 
 
 def test_other_machines_need_a_key():
     with pytest.raises(errors.ConfigError, match="can be reached"):
         make_access("0.0.0.0")
-    assert make_access("0.0.0.0", allow_anonymous=True).api_key is None
+    assert make_access("0.0.0.0", allow_anonymous=True).api_keys == ()
 
 
 def test_the_key_comes_from_a_file_or_the_environment(tmp_path, monkeypatch):
     (tmp_path / "key").write_text(KEY + "\n")
-    assert make_access("0.0.0.0", api_key_file=str(tmp_path / "key")).api_key == KEY
+    assert make_access("0.0.0.0", api_key_file=str(tmp_path / "key")).api_keys == (ApiKey("line 1", KEY),)
     monkeypatch.setenv("VLA_JAX_API_KEY", KEY)
-    assert make_access("0.0.0.0").api_key == KEY
+    assert [key.secret for key in make_access("0.0.0.0").api_keys] == [KEY]
     with pytest.raises(errors.ConfigError, match="--api-key-file"):
         make_access("0.0.0.0", api_key_file=str(tmp_path / "missing"))
 
@@ -38,11 +39,53 @@ def test_a_short_key_is_refused(monkeypatch):
 
 
 def test_only_the_key_opens():
-    access = Access(api_key=KEY)
+    access = Access(api_keys=(ApiKey("robot", KEY),))
     assert access.is_allowed(f"Api-Key {KEY}")
     for wrong in (None, "", KEY, f"Bearer {KEY}", f"Api-Key {KEY}x", f"Api-Key {KEY[:-1]}", "Api-Key ключ"):
         assert not access.is_allowed(wrong)
     assert Access().is_allowed(None)
+
+
+OTHER = "another key of more than 16 characters".replace(" ", "-")
+
+
+def test_a_file_holds_several_keys_with_names_or_without(tmp_path):
+    path = tmp_path / "keys"
+    path.write_text(f"# of the kitchen\n\nkitchen {KEY}\n{OTHER}\n")
+    access = make_access("0.0.0.0", api_key_file=str(path))
+    assert access.api_keys == (ApiKey("kitchen", KEY), ApiKey("line 4", OTHER))
+    assert access.holder(f"Api-Key {KEY}") == "kitchen" and access.holder(f"Api-Key {OTHER}") == "line 4"
+    assert access.holder("Api-Key kitchen") is None and KEY not in repr(access)
+
+
+@pytest.mark.parametrize(
+    "text, place",
+    [
+        ("", "--api-key-file"),
+        ("# nothing\n", "--api-key-file"),
+        ("arm short", "API key 'arm' is too short"),
+        (f"arm {KEY}\nhand {KEY}", "line 2"),
+        (f"arm {KEY}\narm {OTHER}", "line 2"),
+        (f"my arm {KEY}", "line 1"),
+    ],
+)
+def test_a_file_of_keys_that_cannot_be_meant_is_refused_without_saying_one(tmp_path, text, place):
+    (tmp_path / "keys").write_text(text)
+    with pytest.raises(errors.ConfigError) as caught:
+        make_access("127.0.0.1", api_key_file=str(tmp_path / "keys"))
+    assert place in caught.value.place and KEY not in str(caught.value) and OTHER not in str(caught.value)
+
+
+def test_every_key_is_compared_to_its_end_whichever_is_right(monkeypatch):
+    """A comparison that stops early tells by its time how much was right, and where the key stands in the file."""
+    compared = []
+    whole = limits.hmac.compare_digest
+    monkeypatch.setattr(limits.hmac, "compare_digest", lambda a, b: compared.append((len(a), len(b))) or whole(a, b))
+    access = Access(api_keys=(ApiKey("a", KEY), ApiKey("b", OTHER)))
+    for header in (f"Api-Key {KEY}", f"Api-Key {OTHER}", "Api-Key x", "", None):
+        compared.clear()
+        access.holder(header)
+        assert compared == [(32, 32)] * 2  # digests, so not even the length of a key shows
 
 
 def test_half_a_certificate_is_refused(tmp_path):

@@ -19,7 +19,7 @@ from tests.serving.running import Double, running
 from vla_jax.serving import wire
 from vla_jax.serving.acting import BatchActor
 from vla_jax.serving.keys import Request, RequestReader
-from vla_jax.serving.limits import Access
+from vla_jax.serving.limits import Access, ApiKey
 from vla_jax.serving.served import metadata_of
 
 ROOT = Path(__file__).parent.parent.parent
@@ -61,7 +61,7 @@ class EchoState(Double):
         return [np.array([row], np.float32) for row in rows], 0.001
 
 
-@pytest.mark.parametrize("robot, access", [("libero", Access()), ("droid", Access(api_key=KEY))])
+@pytest.mark.parametrize("robot, access", [("libero", Access()), ("droid", Access(api_keys=(ApiKey("robot", KEY),)))])
 def test_the_recorded_bytes_of_a_session_are_answered(policy, robot, access):
     """Handshake, two observations, as they went over the socket; the second recording carries an API key."""
     read = RequestReader.of(policy).read
@@ -110,7 +110,9 @@ def test_the_real_client_runs_unchanged(policy, tmp_path):
     actor.warm_up()
     reader = RequestReader.of(policy)
     metadata = metadata_of(policy, reader)
-    with running(read=reader.read, actor=actor, access=Access(api_key=KEY), metadata=metadata) as server:
+    with running(
+        read=reader.read, actor=actor, access=Access(api_keys=(ApiKey("robot", KEY),)), metadata=metadata
+    ) as server:
         command = [python, Path(__file__).parent / "openpi_robot.py", str(server.port), KEY, tmp_path / "out.npz"]
         found = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert found.returncode == 0, found.stderr

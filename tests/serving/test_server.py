@@ -1,6 +1,9 @@
 import contextlib
 import os
+import signal
 import ssl
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -16,7 +19,7 @@ from tests.serving.running import TIMEOUT, ask, running
 from vla_jax.core import errors
 from vla_jax.serving import server, wire
 from vla_jax.serving.batching import BatchingConfig
-from vla_jax.serving.limits import Access, make_access
+from vla_jax.serving.limits import Access, ApiKey, make_access
 from vla_jax.serving.server import ServerConfig
 
 KEY = "0123456789abcdef"
@@ -109,6 +112,18 @@ def test_health_and_metrics_are_plain_http(shared):
         assert float(values['vla_jax_latency_seconds{part="total",quantile="0.5"}']) > 0
 
 
+def test_nobody_is_let_in_before_everything_is_ready():
+    """The socket is bound early, so that a port that is taken is known before minutes of compiling, and listens late:
+    until then a health check is refused, as a balancer wants it."""
+    sock = server.bind("127.0.0.1", 0)
+    address = f"ws://127.0.0.1:{sock.getsockname()[1]}"
+    with pytest.raises(urllib.error.URLError, match="refused"):
+        get(address, "/healthz")
+    sock.close()
+    with running() as ready:
+        assert get(ready.address, "/healthz")[0] == 200
+
+
 def test_web_pages_are_not_let_in(shared):
     with pytest.raises(InvalidStatus) as caught:
         connect(shared.address, origin="https://example.com", open_timeout=TIMEOUT)
@@ -127,7 +142,7 @@ def test_garbage_on_the_socket_disturbs_nobody(shared):
 
 
 def test_an_api_key_guards_everything_but_health():
-    with running(access=Access(api_key=KEY)) as guarded:
+    with running(access=Access(api_keys=(ApiKey("robot", KEY),))) as guarded:
         for headers in ({}, {"Authorization": "Api-Key wrong"}, {"Authorization": f"Bearer {KEY}"}):
             with pytest.raises(InvalidStatus) as caught:
                 connect(guarded.address, additional_headers=headers, open_timeout=TIMEOUT)
@@ -171,6 +186,18 @@ def test_a_client_over_its_rate_is_cut():
         with limited.connect() as again:  # coming back does not help
             assert "rate" in ask(again, {"x": 1})
         assert limited.server.metrics.requests("rate_limited") == 2
+
+
+def test_the_rate_of_a_key_is_its_own_wherever_it_asks_from():
+    keys = (ApiKey("arm", KEY), ApiKey("hand", KEY[::-1]))
+    arm, hand = ({"Authorization": f"Api-Key {key.secret}"} for key in keys)
+    access = Access(api_keys=keys)
+    with running(access=access, requests_per_second=0.01, burst=2) as limited:
+        with limited.connect(additional_headers=arm) as ws, limited.connect(additional_headers=arm) as again:
+            assert ask(ws, {"x": 1})["actions"][0, 0] == ask(again, {"x": 1})["actions"][0, 0] == 2
+            assert "rate: too many requests from API key 'arm'" in ask(ws, {"x": 1})
+        with limited.connect(additional_headers=hand) as ws:  # from the same address
+            assert ask(ws, {"x": 3})["actions"][0, 0] == 6
 
 
 def test_a_port_that_is_taken_is_named(shared):
@@ -248,6 +275,46 @@ def test_a_drain_ends_although_a_request_does_not():
         assert server_.actor.started.wait(TIMEOUT)
         server_.stop()
         assert server_.finished.get(timeout=TIMEOUT) is False
+
+
+SLOW_SERVER = """
+import time
+from tests.serving.running import Double, read
+from vla_jax.serving import server
+from vla_jax.serving.limits import Access
+
+class Slow(Double):
+    def run(self, requests):
+        print("started", flush=True)
+        time.sleep(1.0)
+        return super().run(requests)
+
+serving = server.PolicyServer(read, Slow(), {}, Access(), server.ServerConfig(port=0))
+finished = server.serve_until_signal(serving, server.bind("127.0.0.1", 0), lambda address: print(address, flush=True))
+raise SystemExit(0 if finished else 1)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_drains_a_request_in_flight(number):
+    root = Path(__file__).parent.parent.parent
+    process = subprocess.Popen([sys.executable, "-c", SLOW_SERVER], stdout=subprocess.PIPE, text=True, cwd=root)
+    watch = threading.Timer(60, process.kill)
+    watch.start()
+    try:
+        with connect(process.stdout.readline().strip(), compression=None, open_timeout=TIMEOUT) as ws:
+            ws.recv(timeout=TIMEOUT)
+            ws.send(wire.pack({"x": 21}))
+            assert process.stdout.readline() == "started\n"
+            process.send_signal(number)
+            assert wire.unpack(ws.recv(timeout=TIMEOUT))["actions"][0, 0] == 42
+            assert closed_with(ws) == 1001
+        assert process.wait(TIMEOUT) == 0
+    finally:
+        watch.cancel()
+        process.kill()
+        process.wait(TIMEOUT)
+        process.stdout.close()
 
 
 # --- together ---------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import dataclasses
 import random
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -20,9 +20,10 @@ from websockets.sync.client import ClientConnection, connect
 
 from vla_jax.core import errors
 from vla_jax.data.formats import image_codec
-from vla_jax.serving import wire
+from vla_jax.serving import robots, wire
 from vla_jax.serving.latency import LatencyMeter, split
 from vla_jax.serving.recording import EpisodeRecorder
+from vla_jax.serving.robots import Robot
 
 _LOST = (ConnectionClosed, OSError, TimeoutError, InvalidHandshake)
 _NEVER = (401, 403, 404)  # HTTP answers that trying again does not change
@@ -70,14 +71,19 @@ class PolicyClient:
         api_key: str | None = None,
         config: ClientConfig | None = None,
         *,
+        robot: Robot | None = None,
+        accept: Sequence[str] = (),
         tls: ssl.SSLContext | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ):
+        """With a `robot`, every server that is connected to is compared with it, also the one that comes back after a
+        loss; differences in `accept` are meant (names of `core.contract.ACCEPTABLE`)."""
         self.address, self.config, self.latency = address, config or ClientConfig(), LatencyMeter()
         self.num_reconnects = 0
         self._headers = {"Authorization": f"Api-Key {api_key}"} if api_key else {}
         self._tls, self._clock, self._sleep = tls, clock, sleep
+        self._robot, self._accept = robot, tuple(accept)
         self._draws = random.Random()
         self._ws: ClientConnection | None = None
         self._metadata: dict[str, Any] | None = None
@@ -90,7 +96,7 @@ class PolicyClient:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What the server says of its policy; connects if need be."""
+        """What the server says of its policy; connects if need be. Raises as `infer`."""
         if self._metadata is None:
             self._patiently(lambda ws: None)
         return self._metadata
@@ -98,8 +104,8 @@ class PolicyClient:
     def infer(self, observation: Mapping[str, Any]) -> dict[str, Any]:
         """`actions`, float32 [h, a] in the robot's units, and `server_timing` in ms.
 
-        Raises RequestError with the server's words when it refuses the observation, and when no server can be reached
-        for `backoff.give_up` seconds.
+        Raises RequestError with the server's words when it refuses the observation, with a table when its policy is not
+        for this robot, and when no server can be reached for `backoff.give_up` seconds.
         """
         message = wire.pack(self._compressed(observation))
         start = self._clock()
@@ -155,10 +161,22 @@ class PolicyClient:
             self._ws = ws
             greeting = ws.recv(timeout=self.config.open_timeout)
             if isinstance(greeting, str):
+                self.close()
                 raise errors.RequestError(f"{self.address} is no policy server", found=greeting[:200])
+            metadata = wire.unpack(greeting)
+            self._require_fit(metadata)
             self.num_reconnects += self._metadata is not None
-            self._metadata = wire.unpack(greeting)
+            self._metadata = metadata
         return self._ws
+
+    def _require_fit(self, metadata: Mapping[str, Any]) -> None:
+        if self._robot is None:
+            return
+        try:
+            robots.require_fit(metadata, self._robot, self._accept, raises=errors.RequestError)
+        except errors.VlaError:
+            self.close()
+            raise
 
     def _forget(self) -> None:
         """Drop a connection that failed, without waiting for the other side."""

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import hashlib
 import hmac
 import ipaddress
 import os
@@ -14,7 +15,22 @@ from vla_jax.core import errors
 
 API_KEY_VARIABLE = "VLA_JAX_API_KEY"
 _MIN_KEY_LENGTH = 16
-_MAX_ADDRESSES = 4096
+_MAX_CLIENTS = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class ApiKey:
+    name: str  # for people: errors and logs say it, never the secret
+    secret: str = dataclasses.field(repr=False)
+
+    def __post_init__(self):
+        if len(self.secret) < _MIN_KEY_LENGTH:
+            raise errors.ConfigError(
+                f"API key {self.name!r} is too short",
+                expected=f"{_MIN_KEY_LENGTH} characters or more",
+                found=len(self.secret),
+                fix="python -c 'import secrets; print(secrets.token_urlsafe())' makes one",
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,15 +38,27 @@ class Access:
     """Where the server listens and whom it lets in."""
 
     host: str = "127.0.0.1"
-    api_key: str | None = None
+    api_keys: tuple[ApiKey, ...] = ()  # any of them opens the door; none: it stands open
     tls: ssl.SSLContext | None = None
 
     def is_allowed(self, authorization: str | None) -> bool:
-        """Whether this `Authorization` header opens the door. Takes the same time for every wrong key."""
-        if self.api_key is None:
-            return True
-        given, expected = (authorization or "").encode(), f"Api-Key {self.api_key}".encode()
-        return hmac.compare_digest(given, expected)
+        """Whether this `Authorization` header opens the door."""
+        return not self.api_keys or self.holder(authorization) is not None
+
+    def holder(self, authorization: str | None) -> str | None:
+        """The name of the key in this header; None where it is none of ours.
+
+        Takes the same time for every header of a length: all keys are compared, each as a whole, by their digests.
+        """
+        given, found = _digest(authorization or ""), None
+        for key in self.api_keys:
+            if hmac.compare_digest(given, _digest(f"Api-Key {key.secret}")):
+                found = key.name
+        return found
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode(errors="surrogateescape")).digest()
 
 
 def make_access(
@@ -41,29 +69,49 @@ def make_access(
     tls_key: str | None = None,
     allow_anonymous: bool = False,
 ) -> Access:
-    """The key comes from a file or from $VLA_JAX_API_KEY, never from the command line, where others can read it.
+    """Keys come from a file or from $VLA_JAX_API_KEY, never from the command line, where others can read them.
 
     Raises ConfigError for an address that others can reach without a key, unless `allow_anonymous`.
     """
-    if api_key_file is not None and not Path(api_key_file).is_file():
-        raise errors.ConfigError("--api-key-file", expected="a file with the key in it", found=api_key_file)
-    key = os.environ.get(API_KEY_VARIABLE) if api_key_file is None else Path(api_key_file).read_text()
-    key = key.strip() if key is not None else None
-    if key is not None and len(key) < _MIN_KEY_LENGTH:
-        raise errors.ConfigError(
-            "the API key is too short",
-            expected=f"{_MIN_KEY_LENGTH} characters or more",
-            found=len(key),
-            fix="python -c 'import secrets; print(secrets.token_urlsafe())' makes one",
-        )
-    if key is None and not allow_anonymous and not is_loopback(host):
+    given = os.environ.get(API_KEY_VARIABLE)
+    if api_key_file is not None:
+        keys = read_keys(api_key_file)
+    else:
+        keys = () if given is None else (ApiKey(f"${API_KEY_VARIABLE}", given.strip()),)
+    if not keys and not allow_anonymous and not is_loopback(host):
         raise errors.ConfigError(
             f"--host {host} can be reached from other machines",
             expected=f"an API key in --api-key-file or ${API_KEY_VARIABLE}",
             found="none",
             fix="give one (and a TLS certificate where the network is not yours), or --allow-anonymous True",
         )
-    return Access(host, key, _tls(tls_certificate, tls_key))
+    return Access(host, keys, _tls(tls_certificate, tls_key))
+
+
+def read_keys(path: str | Path) -> tuple[ApiKey, ...]:
+    """One key a line, behind its name if it has one; empty lines and lines that begin with # do not count.
+
+    Raises ConfigError for a file that is not there or has no key in it, for short keys, and for a key or a name that
+    comes twice. Errors name lines, never keys.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise errors.ConfigError("--api-key-file", expected="a file with the keys in it", found=path)
+    keys: list[ApiKey] = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        words = line.split()
+        if not words or words[0].startswith("#"):
+            continue
+        place = f"{path}, line {number}"
+        if len(words) > 2:
+            raise errors.ConfigError(place, expected="a key, or a name and a key", found=f"{len(words)} words")
+        key = ApiKey(words[0] if len(words) == 2 else f"line {number}", words[-1])
+        if any(key.name == other.name or key.secret == other.secret for other in keys):
+            raise errors.ConfigError(place, expected="a name and a key of its own", found="one from a line above")
+        keys.append(key)
+    if not keys:
+        raise errors.ConfigError(f"--api-key-file {path}", expected="a key a line", found="none")
+    return tuple(keys)
 
 
 def is_loopback(host: str) -> bool:
@@ -93,7 +141,7 @@ def _tls(certificate: str | None, key: str | None) -> ssl.SSLContext | None:
 
 
 class RateLimit:
-    """`rate` requests per second and address on average, `burst` at once; a token bucket for each address."""
+    """`rate` requests per second on average, `burst` at once, of every client by itself: a token bucket for each."""
 
     def __init__(self, rate: float, burst: float, clock: Callable[[], float] = time.monotonic):
         if rate <= 0 or burst < 1:
@@ -101,13 +149,13 @@ class RateLimit:
         self._rate, self._burst, self._clock = rate, burst, clock
         self._buckets: collections.OrderedDict[str, tuple[float, float]] = collections.OrderedDict()  # tokens, since
 
-    def take(self, address: str) -> bool:
-        """Whether one more request of this address is within its rate."""
+    def take(self, client: str) -> bool:
+        """Whether one more request of this client (an API key or an address) is within its rate."""
         now = self._clock()
-        tokens, since = self._buckets.pop(address, (self._burst, now))
+        tokens, since = self._buckets.pop(client, (self._burst, now))
         tokens = min(self._burst, tokens + (now - since) * self._rate)
         is_within = tokens >= 1
-        self._buckets[address] = (tokens - 1 if is_within else tokens, now)
-        if len(self._buckets) > _MAX_ADDRESSES:
+        self._buckets[client] = (tokens - 1 if is_within else tokens, now)
+        if len(self._buckets) > _MAX_CLIENTS:
             self._buckets.popitem(last=False)  # the one that asked longest ago: its bucket is the fullest
         return is_within

@@ -53,8 +53,8 @@ class ServerConfig:
     port: int = 8000  # 0: any free one
     max_request_bytes: int = 16 << 20
     max_connections: int = 64
-    requests_per_second: float = 200.0  # of one address
-    burst: float = 200.0  # requests of one address at once
+    requests_per_second: float = 200.0  # of one API key, or of one address where there are no keys
+    burst: float = 200.0  # of its requests at once
     handshake_timeout: float = 5.0
     receive_timeout: float = 10.0  # for a request whose first part has come, and for a client to prove it is there
     send_timeout: float = 10.0
@@ -184,11 +184,11 @@ class PolicyServer:
         self._connections.add(ws)
         try:
             await self._send(ws, self._greeting)
-            previous_total = None
+            previous_total, client = None, self._client(ws)
             while not self._is_draining:
                 message = await self._receive(ws)
                 self._busy.add(ws)
-                previous_total = await self._answer(ws, message, previous_total)
+                previous_total = await self._answer(ws, message, client, previous_total)
                 self._busy.discard(ws)
             await self._leave(ws)
         except ConnectionClosed:
@@ -207,12 +207,14 @@ class PolicyServer:
             self._connections.discard(ws)
             self._busy.discard(ws)
 
-    async def _answer(self, ws: ServerConnection, message: str | bytes, previous_total: float | None) -> float:
+    async def _answer(
+        self, ws: ServerConnection, message: str | bytes, client: str, previous_total: float | None
+    ) -> float:
         """One request. Returns the milliseconds it took, which openpi's clients get with the next answer."""
         start = time.perf_counter()
-        if not self._rate.take(_address(ws)):
+        if not self._rate.take(client):
             raise _RateLimited(
-                f"rate: too many requests from {_address(ws)}",
+                f"rate: too many requests from {client}",
                 expected=f"at most {self.config.requests_per_second:g} per second",
             )
         if isinstance(message, str):
@@ -238,6 +240,13 @@ class PolicyServer:
 
     def _parse(self, message: bytes) -> Request:
         return self._read(wire.unpack(message, self._limits))
+
+    def _client(self, ws: ServerConnection) -> str:
+        """Whose requests count together: the holder of an API key, wherever it asks from, else an address."""
+        holder = self._access.holder(_only(ws.request.headers, "Authorization"))
+        if holder is not None:
+            return f"API key {holder!r}"
+        return str(ws.remote_address[0]) if ws.remote_address else "unknown"
 
     async def _receive(self, ws: ServerConnection) -> str | bytes:
         """One whole message. A client that sends it piece by piece gets `receive_timeout` from its first piece on."""
@@ -290,10 +299,6 @@ def _only(headers: Headers, name: str) -> str | None:
     """The header, if it is there once."""
     values = headers.get_all(name)
     return values[0] if len(values) == 1 else None
-
-
-def _address(ws: ServerConnection) -> str:
-    return str(ws.remote_address[0]) if ws.remote_address else "unknown"
 
 
 def bind(host: str, port: int) -> socket.socket:
