@@ -77,9 +77,9 @@ def test_scoring_against_the_cache_equals_one_pass_without_a_cache():
     @examples.jit
     def without_cache(params):
         model = NET.bind(params)
-        parts, masks = model.see_and_read(OBSERVATION)
-        tokens = jnp.concatenate([*parts, model.embed(TARGET[:, :-1])], axis=1)
-        is_real = jnp.concatenate([*masks, jnp.ones((B, N - 1), bool)], axis=1)
+        parts = model.see_and_read(OBSERVATION)
+        tokens = jnp.concatenate([*(part.tokens for part in parts), model.embed(TARGET[:, :-1])], axis=1)
+        is_real = jnp.concatenate([*(part.mask for part in parts), jnp.ones((B, N - 1), bool)], axis=1)
         num_prefix = is_real.shape[1] - (N - 1)
         order = jnp.arange(is_real.shape[1])
         sees = (order[None] <= order[:, None]) | (order < num_prefix)[None]

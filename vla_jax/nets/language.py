@@ -1,13 +1,14 @@
-"""Pictures and words in, words out: what PaliGemma and the pi0 family have in common (arXiv 2407.07726).
+"""Pictures and words in, words out: what PaliGemma, Gemma 3 and the pi0 family have in common (arXiv 2407.07726).
 
     images -- SigLIP -- dense --+
-    prompt -- embedding --------+-- layers, every token sees all --> keys, values of every layer, last output
+    prompt -- embedding --------+-- layers, seen as `reading` says --> keys, values of every layer, last output
     state, as words ------------+                                         |
                                      target -- embedding -- layers, causal --> norm -- embedding, transposed --> logits
 
 The prefix is encoded once; text is scored or generated against its keys and values by the same layers.
 """
 
+import abc
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
@@ -20,8 +21,9 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from vla_jax.core import errors
 from vla_jax.core.types import Observation
 from vla_jax.nets.attention import Implementation, Segment, block_mask
-from vla_jax.nets.linear import Dense
+from vla_jax.nets.linear import Dense, RMSNorm
 from vla_jax.nets.mixture import Cache, Stream, run_layers
+from vla_jax.nets.reading import Part, Reading, average_squares
 from vla_jax.nets.siglip import SIGLIP_TINY, SO400M_14, Siglip, SiglipConfig
 from vla_jax.nets.stack import Remat
 from vla_jax.nets.state_text import StateText
@@ -54,7 +56,8 @@ class VisionLanguageConfig:
     cameras: tuple[str, ...]  # names in `Observation.images`, in token order
     vocab_size: int
     prompt_length: int
-    vision: SiglipConfig
+    vision: SiglipConfig | None  # None: a network of words only, without cameras
+    reading: Reading = Reading()
     state_dim: int = 0  # of the robot; a model of text and images has none
     state_text: StateText | None = None  # how the state is written behind the prompt; None leaves it out
     camera_embedding: bool = False  # a learned vector per camera, which small networks miss more than large ones
@@ -65,8 +68,14 @@ class VisionLanguageConfig:
 
     def __post_init__(self):
         place = type(self).__name__
-        if not self.cameras or len(set(self.cameras)) != len(self.cameras):
+        if len(set(self.cameras)) != len(self.cameras):
             raise errors.ConfigError(f"{place}.cameras", expected="distinct names", found=self.cameras)
+        if bool(self.cameras) != (self.vision is not None):
+            raise errors.ConfigError(
+                place,
+                expected="cameras with a vision tower, or neither",
+                found=f"cameras={self.cameras}, vision={self.vision}",
+            )
         if min(self.vocab_size, self.prompt_length) < 1 or self.state_dim < (self.state_text is not None):
             raise errors.ConfigError(
                 place,
@@ -76,7 +85,11 @@ class VisionLanguageConfig:
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
+        """Height and width in pixels. Raises ConfigError for a network of words only."""
+        if self.vision is None:
+            raise errors.ConfigError(
+                f"{type(self).__name__}.image_size", expected="a vision tower", found="vision=None"
+            )
         return (self.vision.image_size, self.vision.image_size)
 
 
@@ -88,7 +101,7 @@ SMALL = dict(vision=SIGLIP_TINY, camera_embedding=True, unroll=True)
 class Language(nnx.Module):
     """Reads and writes words behind a prefix that a subclass makes of pictures and a prompt.
 
-    A subclass brings `embedding`, the layers and the norm between them and the logits.
+    A subclass brings `embedding`, and what is abstract here.
     """
 
     def __init__(self, config: VisionLanguageConfig, width: int):
@@ -100,14 +113,14 @@ class Language(nnx.Module):
         return dict(unroll=self.config.unroll, remat=self.config.remat, attention=self.config.attention)
 
     @property
+    @abc.abstractmethod
     def text_layers(self) -> nnx.Module:
         """The stack of `GemmaBlock` that reads and writes words."""
-        raise NotImplementedError
 
     @property
+    @abc.abstractmethod
     def text_norm(self) -> Callable[[Array], Array]:
         """The norm between the last layer and the logits."""
-        raise NotImplementedError
 
     def words(self, observation: Observation) -> tuple[Int[Array, "b n"], Bool[Array, "b n"]]:
         """Ids and mask of the prompt and, where it is written behind it, the state."""
@@ -153,7 +166,8 @@ class Language(nnx.Module):
             token = jnp.where(state.running, drawn, 0)
             earlier = jnp.broadcast_to(jnp.arange(n) < slot, (batch, 1, n))
             stream = Stream(self.embed(token[:, None]), (prefix.length + slot)[:, None])
-            decoded, keys, values = self._run(stream, sees_itself, [prefix.segment(1), Segment(*cache, earlier)])
+            written = Segment(*cache, earlier, prefix.length[:, None] + jnp.arange(n)[None])
+            decoded, keys, values = self._run(stream, sees_itself, [prefix.segment(1), written])
             new = zip(cache, (keys, values), strict=True)
             return _Loop(
                 slot + 1,
@@ -185,8 +199,12 @@ class VisionLanguage(Language):
 
     def __init__(self, config: VisionLanguageConfig, width: int, rngs: nnx.Rngs):
         super().__init__(config, width)
-        self.vision = Siglip(config.vision, rngs, **self.runs)
-        self.vision_out = Dense(config.vision.width, width, rngs, axes=(None, "embed"))
+        vision, reading = config.vision, config.reading
+        if vision is not None:
+            self.vision = Siglip(vision, rngs, **self.runs)
+            self.vision_norm = RMSNorm(vision.width) if reading.pooled_norm else None
+            bias = not reading.pooled_norm
+            self.vision_out = Dense(vision.width, width, rngs, axes=(None, "embed"), use_bias=bias)
         if config.camera_embedding:
             per_camera = 0.02 * jax.random.normal(rngs.params(), (len(config.cameras), width))
             self.camera_embedding = nnx.Param(per_camera, logical_axes=(None, "embed"))
@@ -194,33 +212,47 @@ class VisionLanguage(Language):
         embedding = jax.random.normal(rngs.params(), (config.vocab_size, width)) * width**-0.5
         self.embedding = nnx.Param(embedding, logical_axes=("vocab", "embed"))
 
-    def see_and_read(self, observation: Observation) -> tuple[list[Float[Array, "b n d"]], list[Bool[Array, "b n"]]]:
-        """Tokens and masks of the images, the prompt and the state's words."""
+    def see_and_read(self, observation: Observation) -> list[Part]:
+        """The images with the words around them, the prompt and the state's words."""
         self._check(observation)
-        tokens, masks = self._image_tokens(observation)
+        reading, everywhere = self.config.reading, jnp.ones(observation.prompt.shape[0], bool)
+        parts = [self._fixed(reading.opening, everywhere)]
+        for name, tokens in zip(self.config.cameras, self._image_tokens(observation), strict=True):
+            is_there = observation.image_mask[name]
+            picture = Part(tokens, jnp.repeat(is_there[:, None], tokens.shape[1], axis=1), is_picture=True)
+            parts += [self._fixed(reading.before_image, is_there), picture, self._fixed(reading.after_image, is_there)]
         prompt, prompt_mask = self.words(observation)
-        return [*tokens, self.embed(prompt)], [*masks, prompt_mask]
+        return [part for part in [*parts, Part(self.embed(prompt), prompt_mask)] if part.mask.shape[1]]
 
-    def _image_tokens(self, observation: Observation):
+    def _fixed(self, ids: tuple[int, ...], is_there: Bool[Array, "b"]) -> Part:
+        """The same words in every example that has them."""
+        shape = (is_there.shape[0], len(ids))
+        tokens = self.embed(jnp.broadcast_to(jnp.array(ids, jnp.int32)[None], shape))
+        return Part(tokens, jnp.broadcast_to(is_there[:, None], shape))
+
+    def _image_tokens(self, observation: Observation) -> list[Float[Array, "b n d"]]:
+        """One entry per camera."""
+        if not self.config.cameras:
+            return []
         cameras, dtype = self.config.cameras, jnp.dtype(self.config.compute_dtype)
         # One pass for all cameras: they share the tower. An example's cameras stay neighbours, so that a batch that is
         # split over devices stays where it is.
         images = jnp.stack([observation.images[name] for name in cameras], axis=1)
-        seen = self.vision_out(self.vision(images.reshape(-1, *images.shape[2:]), dtype))
+        seen = average_squares(self.vision(images.reshape(-1, *images.shape[2:]), dtype), self.config.reading.pool)
+        seen = self.vision_out(seen if self.vision_norm is None else self.vision_norm(seen))
         tokens = list(jnp.moveaxis(seen.reshape(*images.shape[:2], *seen.shape[1:]), 1, 0))
         if self.config.camera_embedding:
             tokens = [x + self.camera_embedding[...][i].astype(dtype)[None, None] for i, x in enumerate(tokens)]
-        masks = [jnp.repeat(observation.image_mask[name][:, None], tokens[0].shape[1], axis=1) for name in cameras]
-        return tokens, masks
+        return tokens
 
     def _check(self, observation: Observation) -> None:
-        size = self.config.vision.image_size
+        size = self.config.image_size if self.config.cameras else None
         for name in self.config.cameras:
             found = observation.images[name].shape[-3:-1] if name in observation.images else "no such camera"
-            if found != (size, size):
+            if found != size:
                 raise errors.ConfigError(
                     f"camera {name!r} of the observation",
-                    expected=f"images of {size}x{size}",
+                    expected=f"images of {size[0]}x{size[1]}",
                     found=f"{found}; cameras: {', '.join(observation.images)}",
                     fix="name the cameras of the data in cameras, and resize them to vision.image_size",
                 )

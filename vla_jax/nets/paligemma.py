@@ -1,6 +1,6 @@
 """PaliGemma (arXiv 2407.07726): SigLIP and one Gemma that reads pictures and a prompt, then writes.
 
-    prefix [ images, prompt ]      sees itself, both ways
+    prefix [ images, prompt ]      sees itself, both ways (Gemma 3, `nets/gemma3.py`: only pictures do)
     suffix          [ target ]     sees the prefix, itself and earlier words
 
 As a language model it scores and generates text (`token_logits`, `generate`). As a `Backbone` it lends its own layers
@@ -18,8 +18,9 @@ from vla_jax.core.types import Observation
 from vla_jax.nets.attention import block_mask
 from vla_jax.nets.gemma import GEMMA_2B, GEMMA_TINY, GemmaBlock, GemmaConfig
 from vla_jax.nets.language import PUBLISHED, SMALL, VisionLanguage, VisionLanguageConfig
-from vla_jax.nets.linear import RMSNorm, rms_standardize
-from vla_jax.nets.mixture import Cache, Stream, last_real, masked_mean, run_layers
+from vla_jax.nets.linear import RMSNorm
+from vla_jax.nets.mixture import Cache, Stream, make_cache, run_layers
+from vla_jax.nets.reading import arrange
 from vla_jax.nets.stack import stack
 from vla_jax.nets.state_text import StateText
 
@@ -77,13 +78,10 @@ class PaliGemma(VisionLanguage):
         return self.norm
 
     def prefix(self, observation: Observation) -> Cache:
-        parts, masks = self.see_and_read(observation)
-        tokens, mask = jnp.concatenate(parts, axis=1), jnp.concatenate(masks, axis=1)
-        seen = block_mask(jnp.zeros(mask.shape, jnp.int32), mask)
+        tokens, mask, block = arrange(self.see_and_read(observation), self.config.reading)
+        seen = block_mask(jnp.broadcast_to(block[None], mask.shape), mask)
         outputs = run_layers([self.layers], [Stream(tokens, jnp.cumsum(mask, axis=1) - 1)], seen, **self.runs)
-        pooled = rms_standardize(masked_mean(outputs.last_inputs[0].astype(jnp.float32), mask))
-        last = self.norm(last_real(outputs.tokens[0], mask))
-        return Cache(outputs.keys, outputs.values, mask, mask.sum(1), pooled, last)
+        return make_cache(outputs, mask, mask, mask.sum(1), self.norm)
 
     def suffix(
         self,

@@ -21,6 +21,7 @@ from vla_jax.nets.gemma import GEMMA_2B, GEMMA_300M, GEMMA_TINY, GemmaConfig
 from vla_jax.nets.language import PUBLISHED, SMALL, VisionLanguage, VisionLanguageConfig
 from vla_jax.nets.linear import Dense, RMSNorm
 from vla_jax.nets.mixture import Cache, Mixture
+from vla_jax.nets.reading import Part, arrange
 from vla_jax.nets.state_text import StateText
 
 
@@ -113,14 +114,13 @@ class VlaTransformer(VisionLanguage):
         return self.mixture.prefix_norm
 
     def prefix(self, observation: Observation) -> Cache:
-        tokens, masks = self.see_and_read(observation)
-        state = None
+        parts, state = self.see_and_read(observation), None
         if self.state_in is not None:
             state = self.state_in(observation.state.astype(self.config.compute_dtype))[:, None]
         if self.config.state_token == "prefix":
-            tokens, masks = [*tokens, state], [*masks, jnp.ones(state.shape[:2], bool)]
-            state = None
-        return self.mixture.prefix(jnp.concatenate(tokens, axis=1), jnp.concatenate(masks, axis=1), state)
+            parts, state = [*parts, Part(state, jnp.ones(state.shape[:2], bool))], None
+        tokens, mask, block = arrange(parts, self.config.reading)
+        return self.mixture.prefix(tokens, mask, state, block=block)
 
     def suffix(
         self,
