@@ -16,8 +16,7 @@ import rich.console
 
 from vla_jax.core import errors, functional, progress
 from vla_jax.data.normalization import FieldStatistics, Statistics
-from vla_jax.nets.paligemma import PaliGemmaConfig
-from vla_jax.nets.vla_transformer import VlaTransformerConfig
+from vla_jax.nets.language import VisionLanguageConfig
 from vla_jax.policies.flow import FlowConfig
 from vla_jax.training import checkpoints, trained
 from vla_jax.training.interop import layouts, transfer
@@ -41,10 +40,10 @@ def open_source(path: str | Path, layout_name: str) -> TensorSource:
 def layout_of(recipe: Recipe, layout_name: str) -> Layout:
     """The table for the policy of a recipe. Raises ConfigError for a policy that no foreign format knows."""
     backbone, decoder = recipe.policy.backbone, recipe.policy.decoder
-    if not isinstance(backbone, VlaTransformerConfig | PaliGemmaConfig):
+    if not isinstance(backbone, VisionLanguageConfig):
         raise errors.ConfigError(
             f"recipe {recipe.name}: no foreign layout for this policy",
-            expected="a VlaTransformerConfig or PaliGemmaConfig backbone",
+            expected="a backbone with a language model, a VisionLanguageConfig",
             found=type(backbone).__name__,
         )
     return layouts.layout(layout_name, backbone, decoder if isinstance(decoder, FlowConfig) else None)

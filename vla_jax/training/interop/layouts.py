@@ -5,8 +5,9 @@
     paligemma  Hugging Face safetensors                              towers, projection, words
     gemma      Hugging Face safetensors                              the language model
     siglip     Hugging Face safetensors                              the vision tower
+    qwen2_5_vl, qwen3_vl  Hugging Face safetensors                   everything but an action expert
 
-The last three leave the rest of a policy as it starts.
+All but the first two leave the rest of a policy as it starts.
 """
 
 import dataclasses
@@ -17,13 +18,15 @@ import numpy as np
 
 from vla_jax.core import errors
 from vla_jax.nets.paligemma import PaliGemmaConfig
+from vla_jax.nets.qwen_vl import QwenVLConfig
 from vla_jax.nets.vla_transformer import VlaTransformerConfig
 from vla_jax.policies.flow import FlowConfig
+from vla_jax.training.interop import qwen
 from vla_jax.training.interop import towers as parts
 from vla_jax.training.interop.rules import Constant, Layout, Rule, Tied, Unused, flip_sign, reflect_time
 from vla_jax.training.interop.towers import Towers
 
-Backbone = VlaTransformerConfig | PaliGemmaConfig
+Backbone = VlaTransformerConfig | PaliGemmaConfig | QwenVLConfig
 
 _TIED = "tied to the embedding"
 _NO_WORDS = "its final norm feeds the words only, and this policy writes none"
@@ -32,10 +35,11 @@ _HEAD = "the pooling head, which a tower of patch tokens does without"
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """One foreign format: how its table is made, and whether it fills a whole policy."""
+    """One foreign format: how its table is made, whether its files are orbax's, and which networks it has names for."""
 
     make: Callable[[Backbone, FlowConfig | None, str], Layout]
     orbax: bool = False
+    backbones: tuple[type, ...] = (VlaTransformerConfig, PaliGemmaConfig)
 
 
 def layout(name: str, backbone: Backbone, flow: FlowConfig | None = None, prefix: str = "backbone/") -> Layout:
@@ -46,6 +50,12 @@ def layout(name: str, backbone: Backbone, flow: FlowConfig | None = None, prefix
     """
     if name not in FORMATS:
         raise errors.ConfigError(f"no layout {name!r}", fix=errors.closest(name, FORMATS))
+    if not isinstance(backbone, FORMATS[name].backbones):
+        raise errors.ConfigError(
+            f"layout {name} has no names for this network",
+            expected=" or ".join(kind.__name__ for kind in FORMATS[name].backbones),
+            found=type(backbone).__name__,
+        )
     return FORMATS[name].make(backbone, flow, prefix)
 
 
@@ -155,6 +165,8 @@ FORMATS = {
     "paligemma": Format(paligemma),
     "gemma": Format(gemma),
     "siglip": Format(siglip),
+    "qwen2_5_vl": Format(qwen.qwen2_5_vl, backbones=(QwenVLConfig,)),
+    "qwen3_vl": Format(qwen.qwen3_vl, backbones=(QwenVLConfig,)),
 }
 
 

@@ -29,9 +29,9 @@ class Rule:
 
     `pattern` says how the axes of one layer move, theirs first. With several leaves of ours its right side begins with
     the axis `parts`, one entry per leaf. `depth` is the number of layers stacked in front of our leaf, 0 where there
-    are none; without `{layer}` in their name, theirs has the same axis in front. `values`, its own inverse, changes
-    numbers where conventions differ. Along the axis `longer` theirs may go on: padding, left out on import and, up to
-    `padded_to` entries, zeros on export.
+    are none; without `{layer}` in their name, theirs has the same axis in front. `values` changes numbers where
+    conventions differ; `undo` is its inverse, where it is not its own. Along the axis `longer` theirs may go on:
+    padding, left out on import and, up to `padded_to` entries, zeros on export.
     """
 
     ours: tuple[str, ...]
@@ -40,6 +40,7 @@ class Rule:
     depth: int = 0
     sizes: tuple[tuple[str, int], ...] = ()  # of axes that are grouped on both sides
     values: Values | None = None
+    undo: Values | None = None
     longer: str = ""
     padded_to: int = 0
 
@@ -74,7 +75,8 @@ class Rule:
     def to_theirs(self, ours: list[np.ndarray]) -> np.ndarray:
         """One layer of every leaf of ours as one layer of theirs."""
         array = np.stack(ours) if len(self.ours) > 1 else ours[0]
-        array = self.values(array) if self.values else array
+        undo = self.undo or self.values
+        array = undo(array) if undo else array
         return self._pad(rearrange(array, self._backward(), **dict(self.sizes)))
 
     @property
