@@ -45,8 +45,8 @@ GEMMA3_1B = GemmaConfig(
     local=LocalLayers(window=512),
     **_FAMILY,
 )
-# An action expert of 0.87B beside the 4B: the size that is known of pi0.6's, not its shape.
-ACTION_EXPERT = dataclasses.replace(GEMMA3_4B, width=1280, mlp_dim=4608)
+# With adaptive norms 0.86B, which is what is known of pi0.6's; the widths are those of pi0's expert.
+ACTION_EXPERT = dataclasses.replace(GEMMA3_4B, width=1024, mlp_dim=4096)
 GEMMA3_TINY = GemmaConfig(
     width=128,
     depth=3,
@@ -77,7 +77,10 @@ def gemma3_1b(prompt_length: int = 512, **changes) -> PaliGemmaConfig:
 def gemma3_policy(
     cameras: tuple[str, ...], state_dim: int = 32, prompt_length: int = 200, **changes
 ) -> VlaTransformerConfig:
-    """Gemma 3 4B with an action expert that attends with it layer by layer, the state in the prompt (pi0.5)."""
+    """Gemma 3 4B with an action expert that attends with it layer by layer, the state in the prompt (pi0.5).
+
+    Actions see the last 1024 tokens of the prefix in local layers, all of it in global ones.
+    """
     read = dict(cameras=cameras, state_dim=state_dim, prompt_length=prompt_length)
     experts = dict(prefix_expert=GEMMA3_4B, suffix_expert=ACTION_EXPERT, state_token="text", adaptive_norm=True)
     return VlaTransformerConfig(**_PUBLISHED | read | experts | changes)
