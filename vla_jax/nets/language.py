@@ -23,7 +23,7 @@ from vla_jax.core.types import Observation
 from vla_jax.nets.attention import Implementation, Segment, block_mask
 from vla_jax.nets.linear import Dense, RMSNorm
 from vla_jax.nets.mixture import Cache, Stream, run_layers
-from vla_jax.nets.reading import Part, Reading, average_squares
+from vla_jax.nets.reading import Part, Picture, Reading, average_squares
 from vla_jax.nets.siglip import SIGLIP_TINY, SO400M_14, Siglip, SiglipConfig
 from vla_jax.nets.stack import Remat
 from vla_jax.nets.state_text import StateText
@@ -122,6 +122,19 @@ class Language(nnx.Module):
     def text_norm(self) -> Callable[[Array], Array]:
         """The norm between the last layer and the logits."""
 
+    def see_and_read(self, observation: Observation) -> list[Part]:
+        """The images with the words around them, the prompt and the state's words."""
+        self._check(observation)
+        reading, everywhere = self.config.reading, jnp.ones(observation.prompt.shape[0], bool)
+        parts = [self._fixed(reading.opening, everywhere)]
+        for name, picture in zip(self.config.cameras, self._pictures(observation), strict=True):
+            is_there = observation.image_mask[name]
+            mask = jnp.repeat(is_there[:, None], picture.tokens.shape[1], axis=1)
+            part = Part(picture.tokens, mask, is_picture=True, added=picture.added)
+            parts += [self._fixed(reading.before_image, is_there), part, self._fixed(reading.after_image, is_there)]
+        prompt, prompt_mask = self.words(observation)
+        return [part for part in [*parts, Part(self.embed(prompt), prompt_mask)] if part.mask.shape[1]]
+
     def words(self, observation: Observation) -> tuple[Int[Array, "b n"], Bool[Array, "b n"]]:
         """Ids and mask of the prompt and, where it is written behind it, the state."""
         prompt, prompt_mask = observation.prompt, observation.prompt_mask
@@ -193,6 +206,28 @@ class Language(nnx.Module):
         outputs = run_layers([self.text_layers], [stream], seen, cached, **self.runs)
         return self.text_norm(outputs.tokens[0]), outputs.keys, outputs.values
 
+    def _fixed(self, ids: tuple[int, ...], is_there: Bool[Array, "b"]) -> Part:
+        """The same words in every example that has them."""
+        shape = (is_there.shape[0], len(ids))
+        tokens = self.embed(jnp.broadcast_to(jnp.array(ids, jnp.int32)[None], shape))
+        return Part(tokens, jnp.broadcast_to(is_there[:, None], shape))
+
+    @abc.abstractmethod
+    def _pictures(self, observation: Observation) -> list[Picture]:
+        """One per camera."""
+
+    def _check(self, observation: Observation) -> None:
+        size = self.config.image_size if self.config.cameras else None
+        for name in self.config.cameras:
+            found = observation.images[name].shape[-3:-1] if name in observation.images else "no such camera"
+            if found != size:
+                raise errors.ConfigError(
+                    f"camera {name!r} of the observation",
+                    expected=f"images of {size[0]}x{size[1]}",
+                    found=f"{found}; cameras: {', '.join(observation.images)}",
+                    fix="name the cameras of the data in cameras, and resize them to vision.image_size",
+                )
+
 
 class VisionLanguage(Language):
     """Base of `nets/paligemma.py` and `nets/vla_transformer.py`, which bring the layers and what else they need."""
@@ -212,26 +247,7 @@ class VisionLanguage(Language):
         embedding = jax.random.normal(rngs.params(), (config.vocab_size, width)) * width**-0.5
         self.embedding = nnx.Param(embedding, logical_axes=("vocab", "embed"))
 
-    def see_and_read(self, observation: Observation) -> list[Part]:
-        """The images with the words around them, the prompt and the state's words."""
-        self._check(observation)
-        reading, everywhere = self.config.reading, jnp.ones(observation.prompt.shape[0], bool)
-        parts = [self._fixed(reading.opening, everywhere)]
-        for name, tokens in zip(self.config.cameras, self._image_tokens(observation), strict=True):
-            is_there = observation.image_mask[name]
-            picture = Part(tokens, jnp.repeat(is_there[:, None], tokens.shape[1], axis=1), is_picture=True)
-            parts += [self._fixed(reading.before_image, is_there), picture, self._fixed(reading.after_image, is_there)]
-        prompt, prompt_mask = self.words(observation)
-        return [part for part in [*parts, Part(self.embed(prompt), prompt_mask)] if part.mask.shape[1]]
-
-    def _fixed(self, ids: tuple[int, ...], is_there: Bool[Array, "b"]) -> Part:
-        """The same words in every example that has them."""
-        shape = (is_there.shape[0], len(ids))
-        tokens = self.embed(jnp.broadcast_to(jnp.array(ids, jnp.int32)[None], shape))
-        return Part(tokens, jnp.broadcast_to(is_there[:, None], shape))
-
-    def _image_tokens(self, observation: Observation) -> list[Float[Array, "b n d"]]:
-        """One entry per camera."""
+    def _pictures(self, observation: Observation) -> list[Picture]:
         if not self.config.cameras:
             return []
         cameras, dtype = self.config.cameras, jnp.dtype(self.config.compute_dtype)
@@ -243,19 +259,7 @@ class VisionLanguage(Language):
         tokens = list(jnp.moveaxis(seen.reshape(*images.shape[:2], *seen.shape[1:]), 1, 0))
         if self.config.camera_embedding:
             tokens = [x + self.camera_embedding[...][i].astype(dtype)[None, None] for i, x in enumerate(tokens)]
-        return tokens
-
-    def _check(self, observation: Observation) -> None:
-        size = self.config.image_size if self.config.cameras else None
-        for name in self.config.cameras:
-            found = observation.images[name].shape[-3:-1] if name in observation.images else "no such camera"
-            if found != size:
-                raise errors.ConfigError(
-                    f"camera {name!r} of the observation",
-                    expected=f"images of {size[0]}x{size[1]}",
-                    found=f"{found}; cameras: {', '.join(observation.images)}",
-                    fix="name the cameras of the data in cameras, and resize them to vision.image_size",
-                )
+        return [Picture(x) for x in tokens]
 
 
 class _Loop(NamedTuple):

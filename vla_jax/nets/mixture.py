@@ -93,17 +93,16 @@ class Mixture(nnx.Module):
         positions: Int[Array, "b n *axes"] | None = None,
         added: Float[Array, "k b n d"] | None = None,
         block: Int[np.ndarray, "n"] | None = None,
-        causal: bool = False,
     ) -> Cache:
         """Run the prefix, and the state token where it belongs to the suffix's expert (pi0).
 
         `positions` are counted over the real tokens where none are given. Tokens see those of their own and of
-        earlier blocks: of the same one where none are given, of one each with `causal`. The state sees them all.
+        earlier blocks, of which there is one where none are given. The state sees them all.
         """
         if positions is None:
             positions = jnp.cumsum(mask, axis=1) - 1
         if block is None:
-            block = np.arange(mask.shape[1]) if causal else np.zeros(mask.shape[1], np.int32)
+            block = np.zeros(mask.shape[1], np.int32)
         streams, is_real, length = [Stream(tokens, positions, added=added), None], mask, next_position(positions, mask)
         if state is not None:
             streams[1] = Stream(state, length[:, None])

@@ -11,14 +11,14 @@ Qwen3 norms on queries and keys. Positions have three axes (multimodal rotary po
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Int
 
 from vla_jax.nets.attention import Rotary
 from vla_jax.nets.gemma import GemmaConfig
+from vla_jax.nets.reading import Part
 
 _QWEN2_5 = dict(
     head_dim=128, activation="silu", qkv_bias=True, rotary=Rotary(max_wavelength=1e6, sections=(16, 24, 24))
@@ -42,24 +42,16 @@ def tiny(language: GemmaConfig) -> GemmaConfig:
     return dataclasses.replace(language, **small, rotary=dataclasses.replace(language.rotary, sections=sections))
 
 
-class Part(NamedTuple):
-    """Neighbouring tokens that are all words, or all of one picture."""
-
-    tokens: Float[Array, "b n d"]
-    mask: Bool[Array, "b n"]
-    grid: tuple[int, int] | None = None  # rows and columns of a picture's tokens
-
-
-def positions(parts: Sequence[Part]) -> Int[Array, "b n 3"]:
-    """Time, row and column of all tokens, one part behind the other; what is masked takes no position."""
+def positions(parts: Sequence[Part], grid: tuple[int, int]) -> Int[Array, "b n 3"]:
+    """Time, row and column of all tokens, pictures of `grid` rows and columns; what is masked takes no position."""
     start, found = jnp.zeros(parts[0].mask.shape[0], jnp.int32), []
     for part in parts:
-        if part.grid is None:
+        if part.is_picture:
+            inside = jnp.asarray(grid_positions(grid))[None]
+            length = jnp.where(part.mask.any(1), max(grid), 0)
+        else:
             inside = jnp.cumsum(part.mask, axis=1)[..., None] - 1
             length = part.mask.sum(1)
-        else:
-            inside = jnp.asarray(grid_positions(part.grid))[None]
-            length = jnp.where(part.mask.any(1), max(part.grid), 0)
         found.append(jnp.broadcast_to(start[:, None, None] + inside, (*part.mask.shape, 3)))
         start = start + length
     return jnp.concatenate(found, axis=1)

@@ -24,6 +24,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from vla_jax.core import errors
 from vla_jax.nets.attention import Implementation, Segment, attend, turn
 from vla_jax.nets.linear import Dense, HeadsIn, HeadsOut, LayerNorm, RMSNorm
+from vla_jax.nets.reading import Picture
 from vla_jax.nets.siglip import join_neighbours
 from vla_jax.nets.stack import Remat, scan_layers, stack
 
@@ -118,11 +119,6 @@ QWEN3_VISION = QwenVisionConfig(
 )
 
 
-class Seen(NamedTuple):
-    tokens: Float[Array, "b m o"]  # row by row
-    added: Float[Array, "k b m o"] | None  # what DeepStack adds to them behind each of the first k language layers
-
-
 class QwenVision(nnx.Module):
     """Images to tokens. `unroll`, `remat` and `attention` say how the layers run, not what they compute."""
 
@@ -147,7 +143,7 @@ class QwenVision(nnx.Module):
         if c.deepstack_layers:
             self.deepstack = stack(lambda rngs: Merger(c, rngs, joined_norm=True), len(c.deepstack_layers), rngs)
 
-    def __call__(self, images: UInt8[Array, "b height width 3"], dtype: jnp.dtype) -> Seen:
+    def __call__(self, images: UInt8[Array, "b height width 3"], dtype: jnp.dtype) -> Picture:
         c, places = self.config, arrange(self.config)
         mean, std = (jnp.asarray(of[c.generation])[None, None, None] for of in (_MEAN, _STD))
         pixels = ((images.astype(jnp.float32) / 255 - mean) / std).astype(dtype)
@@ -159,13 +155,13 @@ class QwenVision(nnx.Module):
         x, tapped = self._run_layers(x, places)
         tokens = self.merger(x)[:, places.token]
         if not c.deepstack_layers:
-            return Seen(tokens, None)
+            return Picture(tokens)
 
         def merge(carry, mergers, x):
             return carry, mergers[0](x)[:, places.token]
 
         stacked = jnp.moveaxis(tapped, 1, 0)
-        return Seen(tokens, scan_layers(merge, None, [self.deepstack], stacked, unroll=self.unroll)[1])
+        return Picture(tokens, scan_layers(merge, None, [self.deepstack], stacked, unroll=self.unroll)[1])
 
     def _embed(self, patches: Float[Array, "b n p"]) -> Float[Array, "b n d"]:
         """One frame read through the sum of the kernel's slices in time, as if it came twice."""

@@ -9,12 +9,13 @@ pi0 (`nets/mixture.py`); the words stay.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from vla_jax.core import errors
 from vla_jax.core.types import Observation
@@ -24,19 +25,20 @@ from vla_jax.nets.gemma import GemmaBlock, GemmaConfig
 from vla_jax.nets.language import Language, VisionLanguageConfig
 from vla_jax.nets.linear import Dense, RMSNorm
 from vla_jax.nets.mixture import Cache, Mixture, Stream, make_cache, next_position, run_layers
-from vla_jax.nets.qwen_text import QWEN2_5_3B, QWEN2_5_7B, QWEN3_2B, QWEN3_4B, Part
-from vla_jax.nets.qwen_vision import QWEN2_5_VISION, QWEN3_VISION, QwenVision, QwenVisionConfig, Seen
+from vla_jax.nets.qwen_text import QWEN2_5_3B, QWEN2_5_7B, QWEN3_2B, QWEN3_4B
+from vla_jax.nets.qwen_vision import QWEN2_5_VISION, QWEN3_VISION, QwenVision, QwenVisionConfig
+from vla_jax.nets.reading import Part, Picture, Reading, arrange
 from vla_jax.nets.stack import stack
+
+READING = Reading(causal=True, causal_pictures=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class QwenVLConfig(VisionLanguageConfig):
     vision: QwenVisionConfig
     language: GemmaConfig
+    reading: Reading = READING
     tied_words: bool = True  # whether the output layer is the embedding
-    opening: tuple[int, ...] = ()  # token ids ahead of the first picture: system prompt, start of the user's turn
-    before_image: tuple[int, ...] = ()  # token ids around each picture
-    after_image: tuple[int, ...] = ()
     action_expert: GemmaConfig | None = None  # of the suffix; None: the layers that read the prefix
     # Which weights read the state with an action expert; pi0: suffix. "text": `state_text` or the prompt says it.
     state_token: Literal["suffix", "text"] = "text"
@@ -63,9 +65,6 @@ class QwenVLConfig(VisionLanguageConfig):
                 expected="a state_dim, no state_text and no adaptive_norm, which would keep its keys from being cached",
                 found=f"state_dim={self.state_dim}, adaptive_norm={self.adaptive_norm}",
             )
-        ids = (*self.opening, *self.before_image, *self.after_image)
-        if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:
-            raise errors.ConfigError("QwenVLConfig", expected=f"token ids below {self.vocab_size}", found=ids)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -172,17 +171,17 @@ class QwenVL(Language):
         return self.words_out(x).astype(jnp.float32)
 
     def prefix(self, observation: Observation) -> Cache:
-        parts, added = self.see_and_read(observation)
-        tokens, mask = (jnp.concatenate([part[i] for part in parts], axis=1) for i in range(2))
-        positions = qwen_text.positions(parts)
+        parts = self.see_and_read(observation)
+        tokens, mask, block = arrange(parts, self.config.reading)
+        positions = qwen_text.positions(parts, self.config.vision.token_grid)
+        added = _added(parts, len(self.config.vision.deepstack_layers))
         if self.mixture is not None:
             state = None
             if self.config.state_token == "suffix":
                 state = self.state_in(observation.state.astype(self.config.compute_dtype))[:, None]
-            return self.mixture.prefix(tokens, mask, state, positions=positions, added=added, causal=True)
-        order = jnp.broadcast_to(jnp.arange(mask.shape[1])[None], mask.shape)
-        stream = Stream(tokens, positions, added=added)
-        outputs = run_layers([self.layers], [stream], block_mask(order, mask), **self.runs)
+            return self.mixture.prefix(tokens, mask, state, positions=positions, added=added, block=block)
+        seen = block_mask(jnp.broadcast_to(block[None], mask.shape), mask)
+        outputs = run_layers([self.layers], [Stream(tokens, positions, added=added)], seen, **self.runs)
         return make_cache(outputs, mask, mask, next_position(positions, mask), self.norm)
 
     def suffix(
@@ -204,37 +203,7 @@ class QwenVL(Language):
     def features(self, prefix: Cache) -> Float[Array, "b f"]:
         return prefix.features
 
-    def see_and_read(self, observation: Observation) -> tuple[list[Part], Float[Array, "k b n d"] | None]:
-        """The prefix in parts, and what DeepStack adds to its tokens behind each of the first k layers."""
-        self._check(observation)
-        batch = observation.prompt.shape[0]
-        everywhere = jnp.ones(batch, bool)
-        parts, seen = [self._fixed(self.config.opening, everywhere)], self._see(observation)
-        added = []
-        for name, picture in zip(self.config.cameras, seen, strict=True):
-            present = observation.image_mask[name]
-            mask = jnp.repeat(present[:, None], picture.tokens.shape[1], axis=1)
-            parts.append(self._fixed(self.config.before_image, present))
-            parts.append(Part(picture.tokens, mask, self.config.vision.token_grid))
-            parts.append(self._fixed(self.config.after_image, present))
-            added.append((len(parts) - 2, picture.added))
-        prompt, prompt_mask = self.words(observation)
-        parts.append(Part(self.embed(prompt), prompt_mask))
-        if seen[0].added is None:
-            return parts, None
-        k = seen[0].added.shape[0]
-        by_part = [jnp.zeros((k, *part.tokens.shape), part.tokens.dtype) for part in parts]
-        for index, features in added:
-            by_part[index] = features
-        return parts, jnp.concatenate(by_part, axis=2)
-
-    def _fixed(self, ids: tuple[int, ...], present: Bool[Array, "b"]) -> Part:
-        """The same words in every example that has them."""
-        tokens = jnp.broadcast_to(jnp.asarray(ids, jnp.int32)[None], (present.shape[0], len(ids)))
-        return Part(self.embed(tokens), jnp.repeat(present[:, None], len(ids), axis=1))
-
-    def _see(self, observation: Observation) -> list[Seen]:
-        """One entry per camera."""
+    def _pictures(self, observation: Observation) -> list[Picture]:
         cameras, dtype = self.config.cameras, jnp.dtype(self.config.compute_dtype)
         # One pass for all cameras; an example's stay neighbours, so that a batch that is split over devices stays put.
         images = jnp.stack([observation.images[name] for name in cameras], axis=1)
@@ -242,21 +211,18 @@ class QwenVL(Language):
         tokens = tokens.reshape(*images.shape[:2], *tokens.shape[1:])
         if self.config.camera_embedding:
             tokens = tokens + self.camera_embedding[...].astype(dtype)[None, :, None]
-        if added is not None:
-            added = added.reshape(added.shape[0], *images.shape[:2], *added.shape[2:])
-        return [Seen(tokens[:, i], None if added is None else added[:, :, i]) for i in range(len(cameras))]
+        if added is None:
+            return [Picture(tokens[:, i]) for i in range(len(cameras))]
+        added = added.reshape(added.shape[0], *images.shape[:2], *added.shape[2:])
+        return [Picture(tokens[:, i], added[:, :, i]) for i in range(len(cameras))]
 
-    def _check(self, observation: Observation) -> None:
-        size = self.config.vision.image_size
-        for name in self.config.cameras:
-            found = observation.images[name].shape[-3:-1] if name in observation.images else "no such camera"
-            if found != size:
-                raise errors.ConfigError(
-                    f"camera {name!r} of the observation",
-                    expected=f"images of {size[0]}x{size[1]}",
-                    found=f"{found}; cameras: {', '.join(observation.images)}",
-                    fix="name the cameras of the data in cameras, and resize them to vision.image_size",
-                )
+
+def _added(parts: Sequence[Part], num_layers: int) -> Float[Array, "k b n d"] | None:
+    """What DeepStack adds to all tokens behind each of the first layers: nothing to words."""
+    if not num_layers:
+        return None
+    words = [jnp.zeros((num_layers, *part.tokens.shape), part.tokens.dtype) for part in parts]
+    return jnp.concatenate([w if part.added is None else part.added for w, part in zip(words, parts, strict=True)], 2)
 
 
 def _published(
@@ -275,8 +241,7 @@ def _published(
         vocab_size=vocab_size,
         vision=dataclasses.replace(vision, image_size=size, out_width=language.width),
         language=language,
-        before_image=(151652,),  # <|vision_start|>
-        after_image=(151653,),
+        reading=dataclasses.replace(READING, before_image=(151652,), after_image=(151653,)),  # <|vision_start|>, ...end
         compute_dtype="bfloat16",
         remat=True,
     )

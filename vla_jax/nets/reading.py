@@ -3,6 +3,7 @@
 PaliGemma, pi0   [picture][picture] prompt                                 all see all
 Gemma 3          opening <[picture]> <[picture]> prompt                    words see what is before them,
                                                                            a picture that and all of itself
+Qwen             opening <[picture]> <[picture]> prompt                    all see what is before them
 """
 
 import dataclasses
@@ -26,10 +27,18 @@ class Reading:
     before_image: tuple[int, ...] = ()  # token ids before every picture
     after_image: tuple[int, ...] = ()
     causal: bool = False  # whether words see only what is before them, and pictures only that and themselves
+    causal_pictures: bool = False  # with `causal`: whether pictures are seen as words are (Qwen)
 
     def __post_init__(self):
         if self.pool < 1:
             raise errors.ConfigError("Reading.pool", expected="1 or more", found=self.pool)
+
+
+class Picture(NamedTuple):
+    """One per example, as the language model reads it."""
+
+    tokens: Float[Array, "b n d"]
+    added: Float[Array, "k b n d"] | None = None  # to its tokens behind each of the first k layers (DeepStack)
 
 
 class Part(NamedTuple):
@@ -38,6 +47,7 @@ class Part(NamedTuple):
     tokens: Float[Array, "b n d"]
     mask: Bool[Array, "b n"]
     is_picture: bool = False
+    added: Float[Array, "k b n d"] | None = None  # of pictures
 
 
 class Arranged(NamedTuple):
@@ -56,7 +66,7 @@ def arrange(parts: Sequence[Part], reading: Reading) -> Arranged:
         return Arranged(tokens, mask, np.zeros(mask.shape[1], np.int32))
     steps = [np.ones(part.mask.shape[1], np.int32) for part in parts]
     for part, step in zip(parts, steps, strict=True):
-        step[1:] = not part.is_picture
+        step[1:] = reading.causal_pictures or not part.is_picture
     return Arranged(tokens, mask, np.cumsum(np.concatenate(steps), dtype=np.int32))
 
 

@@ -1,5 +1,7 @@
 """The networks of `tests/fixtures/interop/qwen2_5_vl` and `qwen3_vl`, at their shapes."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
@@ -9,7 +11,7 @@ from vla_jax.core.types import Observation
 from vla_jax.nets.attention import Rotary
 from vla_jax.nets.gemma import GemmaConfig
 from vla_jax.nets.qwen_vision import QwenVisionConfig
-from vla_jax.nets.qwen_vl import QwenVL, QwenVLConfig
+from vla_jax.nets.qwen_vl import READING, QwenVL, QwenVLConfig
 from vla_jax.training.interop import layouts, transfer
 from vla_jax.training.interop.safetensors import Safetensors
 
@@ -17,7 +19,8 @@ NAMES = ("qwen2_5_vl", "qwen3_vl")
 CAMERAS = ("left", "right")
 _VISION = dict(image_size=(24, 40), width=16, depth=3, mlp_dim=24, num_heads=2, patch_size=4, out_width=24)
 _LANGUAGE = dict(width=24, activation="silu")
-_READ = dict(cameras=CAMERAS, vocab_size=64, prompt_length=5, opening=(7, 9), before_image=(60,), after_image=(62,))
+_READING = dataclasses.replace(READING, opening=(7, 9), before_image=(60,), after_image=(62,))
+_READ = dict(cameras=CAMERAS, vocab_size=64, prompt_length=5, reading=_READING)
 
 
 def config(name: str, **changes) -> QwenVLConfig:
