@@ -24,6 +24,7 @@ from vla_jax.learners.expo import EXPOConfig
 from vla_jax.learners.imitation import ImitationConfig
 from vla_jax.nets.conv_film import ConvFilm, ConvFilmConfig
 from vla_jax.nets.paligemma import PaliGemma, PaliGemmaConfig
+from vla_jax.nets.qwen_vl import QwenVL, QwenVLConfig
 from vla_jax.nets.vla_transformer import VlaTransformer, VlaTransformerConfig
 from vla_jax.policies.base import Policy
 from vla_jax.policies.bins import BinsConfig, BinsPolicy
@@ -34,7 +35,12 @@ from vla_jax.training.online import ReplayConfig
 from vla_jax.training.optimizers import Adam, AdamW
 from vla_jax.training.tuning import TuningConfig
 
-_BACKBONES = {ConvFilmConfig: ConvFilm, VlaTransformerConfig: VlaTransformer, PaliGemmaConfig: PaliGemma}
+_BACKBONES = {
+    ConvFilmConfig: ConvFilm,
+    VlaTransformerConfig: VlaTransformer,
+    PaliGemmaConfig: PaliGemma,
+    QwenVLConfig: QwenVL,
+}
 _DECODERS = {FlowConfig: FlowPolicy, BinsConfig: BinsPolicy, FastConfig: FastPolicy}
 
 
@@ -71,7 +77,7 @@ class TextConfig:
 class PolicyConfig:
     """A backbone that sees and a decoder that acts; any pair works, but action words need a backbone that writes."""
 
-    backbone: ConvFilmConfig | VlaTransformerConfig | PaliGemmaConfig
+    backbone: ConvFilmConfig | VlaTransformerConfig | PaliGemmaConfig | QwenVLConfig
     decoder: FlowConfig | BinsConfig | FastConfig
 
     def constructor(self) -> Callable[[nnx.Rngs], Policy]:
