@@ -12,7 +12,7 @@ from vla_jax.training import trained
 from vla_jax.training.interop import compare, convert, report
 from vla_jax.training.recipe import Recipe
 
-LayoutName = Literal["openpi", "lerobot", "paligemma", "gemma", "siglip", "qwen2_5_vl", "qwen3_vl"]
+LayoutName = Literal["openpi", "lerobot", "paligemma", "gemma3", "gemma", "siglip", "qwen2_5_vl", "qwen3_vl"]
 _DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 
 

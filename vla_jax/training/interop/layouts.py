@@ -3,7 +3,8 @@
     openpi     orbax checkpoints of pi0, pi0.5 and pi0-FAST          everything
     lerobot    model.safetensors of LeRobot's pi0 and pi0.5          everything
     paligemma  Hugging Face safetensors                              towers, projection, words
-    gemma      Hugging Face safetensors                              the language model
+    gemma3     Hugging Face safetensors                              towers, projection, words
+    gemma      Hugging Face safetensors, Gemma 3's words too         the language model
     siglip     Hugging Face safetensors                              the vision tower
     qwen2_5_vl, qwen3_vl  Hugging Face safetensors                   everything but an action expert
 
@@ -19,12 +20,13 @@ import numpy as np
 from vla_jax.core import errors
 from vla_jax.nets.paligemma import PaliGemmaConfig
 from vla_jax.nets.qwen_vl import QwenVLConfig
+from vla_jax.nets.reading import Reading
 from vla_jax.nets.vla_transformer import VlaTransformerConfig
 from vla_jax.policies.flow import FlowConfig
 from vla_jax.training.interop import qwen
 from vla_jax.training.interop import towers as parts
 from vla_jax.training.interop.rules import Constant, Layout, Rule, Tied, Unused, flip_sign, reflect_time
-from vla_jax.training.interop.towers import Towers
+from vla_jax.training.interop.towers import FLAX, TORCH, Spelling, Towers
 
 Backbone = VlaTransformerConfig | PaliGemmaConfig | QwenVLConfig
 
@@ -63,8 +65,8 @@ def openpi(backbone: Backbone, flow: FlowConfig | None, prefix: str) -> Layout:
     """openpi's own names (its commit 15a9616)."""
     where, llm = _standard_towers("openpi", backbone, prefix), "PaliGemma/llm/"
     rules = [
-        *parts.openpi_siglip(where.vision, where.vision_path, "PaliGemma/img/"),
-        *parts.dense(where.projection_path, "PaliGemma/img/head", torch=False),
+        *parts.siglip(where.vision, where.vision_path, "PaliGemma/img/", FLAX),
+        *parts.dense(where.projection_path, "PaliGemma/img/head", FLAX),
         Rule((where.embedding_path,), f"{llm}embedder/input_embedding", "v d -> v d"),
         *parts.openpi_gemma(where.language, where.layers_path, llm),
     ]
@@ -74,9 +76,9 @@ def openpi(backbone: Backbone, flow: FlowConfig | None, prefix: str) -> Layout:
         rules += parts.openpi_gemma(
             backbone.suffix_expert, f"{mixture}suffix_layers", llm, expert="_1", adaptive=adaptive
         )
-        rows = parts.openpi_norm(f"{mixture}suffix_norm", f"{llm}final_norm_1", adaptive=adaptive)
+        rows = parts.norm(f"{mixture}suffix_norm", f"{llm}final_norm_1", FLAX, adaptive=adaptive)
         rules += [Rule((ours,), theirs, pattern) for ours, theirs, pattern in rows]
-        rules += _action_heads(backbone, flow, prefix, lambda name: name, torch=False)
+        rules += _action_heads(backbone, flow, prefix, lambda name: name, FLAX)
     return Layout("openpi", tuple(rules), unused, constants)
 
 
@@ -86,16 +88,19 @@ def lerobot(backbone: Backbone, flow: FlowConfig | None, prefix: str) -> Layout:
     if not isinstance(backbone, VlaTransformerConfig):
         raise errors.ConfigError("layout lerobot", expected="a pi0 or pi0.5", found=type(backbone).__name__)
     vlm, expert = f"{top}paligemma.model.", f"{top}gemma_expert."
-    projection = f"{vlm}multi_modal_projector.linear"
-    rules = _huggingface_rules(where, f"{vlm}language_model.", f"{vlm}vision_tower.vision_model.", projection)
+    rules = [
+        *parts.siglip(where.vision, where.vision_path, f"{vlm}vision_tower.vision_model.", TORCH),
+        *parts.dense(where.projection_path, f"{vlm}multi_modal_projector.linear", TORCH),
+        *_language_rules(where, f"{vlm}language_model."),
+    ]
     unused, constants = _prefix_norm(where, f"{vlm}language_model.norm.weight", rules)
     adaptive, mixture = backbone.adaptive_norm, f"{prefix}mixture/"
     rules += parts.huggingface_gemma(
         backbone.suffix_expert, f"{mixture}suffix_layers", f"{expert}model.", adaptive=adaptive
     )
-    rows = parts.huggingface_norm(f"{mixture}suffix_norm", f"{expert}model.norm", adaptive=adaptive)
+    rows = parts.norm(f"{mixture}suffix_norm", f"{expert}model.norm", TORCH, adaptive=adaptive)
     rules += [Rule((ours,), theirs, pattern) for ours, theirs, pattern in rows]
-    rules += _action_heads(backbone, flow, prefix, lambda name: f"model.{name}", torch=True)
+    rules += _action_heads(backbone, flow, prefix, lambda name: f"model.{name}", TORCH)
     unused += (
         Unused(rf"{_quoted(top)}paligemma\.lm_head\.weight", _TIED),
         Unused(rf"{_quoted(expert)}lm_head\.weight", "the action expert writes no words"),
@@ -117,8 +122,28 @@ def lerobot(backbone: Backbone, flow: FlowConfig | None, prefix: str) -> Layout:
 def paligemma(backbone: Backbone, flow: FlowConfig | None, prefix: str) -> Layout:
     """transformers' PaliGemmaForConditionalGeneration, from its first release to version 5."""
     where = _standard_towers("paligemma", backbone, prefix)
+    return _vision_language(
+        "paligemma", where, parts.dense(where.projection_path, "multi_modal_projector.linear", TORCH)
+    )
+
+
+def gemma3(backbone: Backbone, flow: FlowConfig | None, prefix: str) -> Layout:
+    """transformers' Gemma3ForConditionalGeneration, versions 4 and 5."""
+    where, theirs = _standard_towers("gemma3", backbone, prefix), "multi_modal_projector."
+    projection = [
+        Rule((f"{where.vision_norm_path}/scale",), f"{theirs}mm_soft_emb_norm.weight", "d -> d"),
+        Rule((f"{where.projection_path}/kernel",), f"{theirs}mm_input_projection_weight", "i o -> i o"),
+    ]
+    return _vision_language("gemma3", where, projection)
+
+
+def _vision_language(name: str, where: Towers, projection: list[Rule]) -> Layout:
     language = "language_model.model."
-    rules = _huggingface_rules(where, language, "vision_tower.vision_model.", "multi_modal_projector.linear")
+    rules = [
+        *parts.siglip(where.vision, where.vision_path, "vision_tower.vision_model.", TORCH),
+        *projection,
+        *_language_rules(where, language),
+    ]
     unused, constants = _prefix_norm(where, f"{language}norm.weight", rules)
     unused += (
         Unused(r"language_model\.lm_head\.weight", _TIED),
@@ -131,13 +156,11 @@ def paligemma(backbone: Backbone, flow: FlowConfig | None, prefix: str) -> Layou
         (r"^vision_tower\.(?!vision_model\.)", "vision_tower.vision_model."),
     )
     tied = (Tied("language_model.lm_head.weight", f"{language}embed_tokens.weight"),)
-    return Layout(
-        "paligemma", tuple(rules), fresh=("*",), tied=tied, unused=unused, constants=constants, aliases=aliases
-    )
+    return Layout(name, tuple(rules), fresh=("*",), tied=tied, unused=unused, constants=constants, aliases=aliases)
 
 
 def gemma(backbone: Backbone, flow: FlowConfig | None, prefix: str) -> Layout:
-    """transformers' GemmaForCausalLM, or GemmaModel, which lacks the leading `model.`."""
+    """transformers' GemmaForCausalLM and Gemma3ForCausalLM, or their inner models, which lack the leading `model.`."""
     where = parts.towers(backbone, prefix)
     rules = _language_rules(where, "model.")
     unused, constants = _prefix_norm(where, "model.norm.weight", rules)
@@ -150,7 +173,7 @@ def gemma(backbone: Backbone, flow: FlowConfig | None, prefix: str) -> Layout:
 def siglip(backbone: Backbone, flow: FlowConfig | None, prefix: str) -> Layout:
     """The vision half of transformers' SiglipModel, or SiglipVisionModel."""
     where = _standard_towers("siglip", backbone, prefix)
-    rules = parts.huggingface_siglip(where.vision, where.vision_path, "vision_model.")
+    rules = parts.siglip(where.vision, where.vision_path, "vision_model.", TORCH)
     unused = (
         Unused(r"vision_model\.head\..*", _HEAD),
         Unused(r"text_model\..*|logit_(scale|bias)", "the text half, which is for contrastive training"),
@@ -163,19 +186,12 @@ FORMATS = {
     "openpi": Format(openpi, orbax=True),
     "lerobot": Format(lerobot),
     "paligemma": Format(paligemma),
+    "gemma3": Format(gemma3),
     "gemma": Format(gemma),
     "siglip": Format(siglip),
     "qwen2_5_vl": Format(qwen.qwen2_5_vl, backbones=(QwenVLConfig,)),
     "qwen3_vl": Format(qwen.qwen3_vl, backbones=(QwenVLConfig,)),
 }
-
-
-def _huggingface_rules(where: Towers, language: str, vision: str, projection: str) -> list[Rule]:
-    return [
-        *parts.huggingface_siglip(where.vision, where.vision_path, vision),
-        *parts.dense(where.projection_path, projection, torch=True),
-        *_language_rules(where, language),
-    ]
 
 
 def _language_rules(where: Towers, theirs: str) -> list[Rule]:
@@ -193,7 +209,11 @@ def _prefix_norm(where: Towers, theirs: str, rules: list[Rule]) -> tuple[tuple[U
 
 
 def _action_heads(
-    backbone: VlaTransformerConfig, flow: FlowConfig | None, prefix: str, named: Callable[[str], str], *, torch: bool
+    backbone: VlaTransformerConfig,
+    flow: FlowConfig | None,
+    prefix: str,
+    named: Callable[[str], str],
+    spelling: Spelling,
 ) -> list[Rule]:
     """State and action projections and the flow time's network, whose direction turns (see `reflect_time`)."""
     if flow is None:
@@ -201,7 +221,7 @@ def _action_heads(
     _check_pi(backbone, flow)
     width = backbone.suffix_expert.width
     periods = 4e-3 * (4.0 / 4e-3) ** np.linspace(0, 1, width // 2)  # of `nets.linear.sincos`
-    dense = functools.partial(parts.dense, torch=torch)
+    dense = functools.partial(parts.dense, spelling=spelling)
     if flow.time_conditioning == "adaptive_norm":
         time, rows = "time_mlp", slice(None)
     else:
@@ -234,24 +254,29 @@ def _check_pi(backbone: VlaTransformerConfig, flow: FlowConfig) -> None:
 
 
 def _standard_towers(name: str, backbone: Backbone, prefix: str) -> Towers:
-    """Raises ConfigError for our small departures, which no foreign format has a place for."""
-    own = [
-        field
-        for field, differs in (
-            ("vision.stem", backbone.vision.stem != "patch"),
-            ("vision.mixed_tokens", backbone.vision.mixed_tokens is not None),
-            ("camera_embedding", backbone.camera_embedding and name in ("openpi", "lerobot")),
-        )
-        if differs
-    ]
+    """Raises ConfigError for what the format has no place for: our small departures, or the other family's layers."""
+    where = parts.towers(backbone, prefix)
+    if where.vision is None:
+        raise errors.ConfigError(f"layout {name}", expected="a vision tower", found="vision=None", fix="layout gemma")
+    is_pi, is_gemma3 = name in ("openpi", "lerobot"), name == "gemma3"
+    wanted = {"vision.stem": "patch", "vision.mixed_tokens": None}
+    found = {"vision.stem": where.vision.stem, "vision.mixed_tokens": where.vision.mixed_tokens}
+    if name != "siglip":
+        wanted |= dict(qk_norm=is_gemma3, post_norm=is_gemma3, pooled_norm=is_gemma3)
+        found |= dict(qk_norm=where.language.qk_norm, post_norm=where.language.post_norm)
+        found["pooled_norm"] = backbone.reading.pooled_norm
+    if is_pi:
+        wanted |= dict(camera_embedding=False, reading=Reading())
+        found |= dict(camera_embedding=backbone.camera_embedding, reading=backbone.reading)
+    own = [field for field in wanted if wanted[field] != found[field]]
     if own:
         raise errors.ConfigError(
             f"layout {name} has no place for {', '.join(own)}",
-            expected="the published network: stem='patch', mixed_tokens=None, camera_embedding=False",
-            found=", ".join(own),
-            fix="build the backbone with nets.vla_transformer.pi0 or pi05, or nets.paligemma.paligemma",
+            expected="the published network: " + ", ".join(f"{field}={wanted[field]}" for field in own),
+            found=", ".join(f"{field}={found[field]}" for field in own),
+            fix="build the backbone with nets.vla_transformer.pi0 or pi05, nets.paligemma or nets.gemma3",
         )
-    return parts.towers(backbone, prefix)
+    return where
 
 
 def _quoted(name: str) -> str:
