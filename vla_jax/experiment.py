@@ -74,7 +74,7 @@ def train(recipe: Recipe, run_dir: str | Path, *, accept: Sequence[str] = (), qu
         run_dir,
         evaluate=_evaluator(judging, recipe, learner, edges, action_names) if recipe.fit.eval_every else None,
         metadata=metadata,
-        logical_axes=functional.logical_axes(recipe.policy.constructor()),
+        logical_axes=trained.logical_axes(recipe),
         warm_start=warm_start,
         thaw=thaw,
         augment=augmentation(recipe),
@@ -256,14 +256,17 @@ def _dataset_paths(recipe: Recipe) -> list[str]:
 def _source(
     recipe: Recipe, learner: Learner, edges: Edges, by_dataset: dict[str, normalization.Statistics]
 ) -> tuple[Source, Callable[[LearnerState], LearnerState] | None]:
+
+    def warm_start(state: LearnerState) -> LearnerState:
+        return learner.with_base(state, trained.load(recipe.start_from).base_params, jax.random.key(recipe.fit.seed))
+
     if isinstance(recipe.learner, EXPOConfig):
-        base = trained.load(recipe.start_from).base_params
         env = make_env(recipe, recipe.evaluation.envs[0], edges)
         actor = jax.eval_shape(lambda key: learner.actor(learner.init(key)), jax.random.key(0))
         source = ReplaySource(
             env, learner, actor, recipe.replay, normalize=edges.normalize, unnormalize=edges.unnormalize
         )
-        return source, lambda state: learner.with_base(state, base)
+        return source, warm_start
     loader = Loader(
         recipe.data.datasets,
         batch_size=recipe.data.batch_size,
@@ -280,12 +283,7 @@ def _source(
         image_cache_bytes=recipe.data.image_cache_bytes,
         faults=recipe.data.faults,
     )
-    if recipe.start_from is None:
-        return DatasetSource(loader), None
-    key = jax.random.key(recipe.fit.seed)
-    return DatasetSource(loader), lambda state: learner.with_base(
-        state, trained.load(recipe.start_from).base_params, key
-    )
+    return DatasetSource(loader), None if recipe.start_from is None else warm_start
 
 
 def _evaluator(

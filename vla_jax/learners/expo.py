@@ -16,7 +16,8 @@ then touch neither pixels nor the flow. The critic sees the policy's own feature
 
 From the paper's code: candidate scoring, losses, order of updates. Unlike the released code: the entropy target counts
 the edit's range (`edit_scale`), without which the temperature diverges for small ranges (the paper's variants differ in
-this); acting for evaluation takes the edit's mode; `base="frozen"` and the stored candidates are ours.
+this); acting for evaluation takes the edit's mode; `base="frozen"`, stored candidates and a `Tuning` of the base are
+ours. Gradients reach the base through its own imitation loss alone, so adapters on it train like any other parameters.
 """
 
 import dataclasses
@@ -33,6 +34,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from vla_jax.core import errors, functional
 from vla_jax.core.types import Demonstrations, Metrics, Observation, Params, Transitions
+from vla_jax.learners.tunable import Tunable, Tuning
 from vla_jax.losses import entropy, td
 from vla_jax.nets import critics
 from vla_jax.nets.tanh_gaussian import TanhGaussian
@@ -85,10 +87,11 @@ class Embedded(struct.PyTreeNode):
 
 class EXPOState(struct.PyTreeNode):
     step: Int[Array, ""]  # rounds
-    params: Params  # base, critic, edit, log_temperature
+    params: Params  # base (what trains of it), critic, edit, log_temperature
     ema_base: Params
     target_critic: Params
     opt_state: dict[str, optax.OptState]
+    frozen: Params = struct.field(default_factory=dict)  # of a tuned base: never changes, and no checkpoint holds it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,10 +102,11 @@ class EXPO:
     optimizer: optax.GradientTransformation  # critic, edit and temperature, each with its own state
     base_optimizer: optax.GradientTransformation
     config: EXPOConfig = EXPOConfig()
+    tuning: Tuning | None = None  # of the base, when it imitates
 
     @cached_property
-    def base(self) -> functional.Net[Policy]:
-        return functional.describe(self.policy)[0]
+    def base(self) -> Tunable:
+        return Tunable(self.policy, self.tuning)
 
     @cached_property
     def critic(self) -> functional.Net[critics.ChunkCritic]:
@@ -126,7 +130,8 @@ class EXPO:
         """A state around a fresh base; `with_base` gives it a pretrained one."""
         base_key, critic_key, edit_key = jax.random.split(key, 3)
         _, base_params = functional.init(self.policy, base_key)
-        require(self.base.bind(base_params), HasPrefix)
+        require(self.base.net.bind(base_params), HasPrefix)
+        frozen, base_params = self.base.split(jax.random.fold_in(base_key, 1), base_params)
         _, critic = functional.init_ensemble(self._make_critic, critic_key, self.config.num_critics)
         _, edit = functional.init(self._make_edit, edit_key)
         log_temperature = jnp.log(jnp.asarray(self.config.initial_temperature, jnp.float32))
@@ -137,12 +142,21 @@ class EXPO:
             opt_state["base"] = self.base_optimizer.init(base_params)
         # copies: donated buffers may not alias
         ema_base = jax.tree.map(jnp.copy, base_params) if self.config.base == "imitation" else {}
-        return EXPOState(jnp.zeros((), jnp.int32), params, ema_base, jax.tree.map(jnp.copy, critic), opt_state)
+        target_critic = jax.tree.map(jnp.copy, critic)
+        return EXPOState(jnp.zeros((), jnp.int32), params, ema_base, target_critic, opt_state, frozen)
 
-    def with_base(self, state: EXPOState, base_params: Params) -> EXPOState:
-        """The state with a pretrained policy in place of the fresh one."""
-        ema_base = jax.tree.map(jnp.copy, base_params) if self.config.base == "imitation" else {}
-        return state.replace(params={**state.params, "base": base_params}, ema_base=ema_base)
+    def with_base(self, state: EXPOState, base: Params, key: Key[Array, ""]) -> EXPOState:
+        """The state with a pretrained policy in place of the fresh one; `key` is for adapters."""
+        frozen, trained = self.base.split(key, base)
+        ema_base = jax.tree.map(jnp.copy, trained) if self.config.base == "imitation" else {}
+        return state.replace(params={**state.params, "base": trained}, ema_base=ema_base, frozen=frozen)
+
+    def with_frozen(self, state: EXPOState, base: Params) -> EXPOState:
+        """A state from a checkpoint with the part that never changed, of the policy that the run started from."""
+        return state.replace(frozen=self.base.freeze(base))
+
+    def without_frozen(self, state: EXPOState) -> EXPOState:
+        return state.replace(frozen={})
 
     def _make_critic(self, rngs: nnx.Rngs) -> critics.ChunkCritic:
         horizon, hidden = self.config.execution_horizon, self.config.hidden_dims
@@ -183,8 +197,12 @@ class EXPO:
         return _take(candidates, best), q_values
 
     def actor(self, state: EXPOState) -> Params:
-        base = state.ema_base if self.config.base == "imitation" else state.params["base"]
-        return {"base": base, "edit": state.params["edit"], "critic": state.target_critic}
+        trained = state.ema_base if self.config.base == "imitation" else state.params["base"]
+        return {
+            "base": self.base.pack(state.frozen, trained),
+            "edit": state.params["edit"],
+            "critic": state.target_critic,
+        }
 
     def initial_memory(self, batch_size: int) -> tuple[()]:
         return ()
@@ -310,7 +328,7 @@ class EXPO:
         """One imitation step on the replayed chunks; entries past the executed part are masked."""
 
         def loss(params: Params):
-            policy = self.base.bind(params)
+            policy = self.base.bind(self.base.pack(state.frozen, self.base.cast(params)))
             pad = policy.action_horizon - self.config.execution_horizon
             actions = jnp.pad(batch.actions, ((0, 0), (0, pad), (0, 0)))
             mask = jnp.pad(
@@ -334,7 +352,8 @@ class EXPO:
     def _embedded(self, state: EXPOState, key: Key[Array, ""], observation: Embedded | Observation) -> Embedded:
         if isinstance(observation, Embedded):
             return observation
-        return jax.lax.stop_gradient(self.embed(state.params["base"], key, observation))
+        base = self.base.pack(state.frozen, state.params["base"])
+        return jax.lax.stop_gradient(self.embed(base, key, observation))
 
     def _q_values(
         self, critic_params: Params, features: Float[Array, "b f"], actions: Float[Array, "b *n h a"]

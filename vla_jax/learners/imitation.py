@@ -8,7 +8,6 @@ the parameters, or adapters beside them, has gradients, moments and an average.
 import dataclasses
 from collections.abc import Callable
 from functools import cached_property
-from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +18,7 @@ from jaxtyping import Array, Float, Int, Key
 from vla_jax.core import errors, functional
 from vla_jax.core.types import Demonstrations, Metrics, Observation, Params
 from vla_jax.learners import accumulate
+from vla_jax.learners.tunable import Tunable, Tuning
 from vla_jax.policies.base import Policy
 
 
@@ -32,26 +32,6 @@ class ImitationConfig:
             raise errors.ConfigError("ImitationConfig.ema_decay", expected="a value in [0, 1)", found=self.ema_decay)
         if self.microbatches < 1:
             raise errors.ConfigError("ImitationConfig.microbatches", expected="at least 1", found=self.microbatches)
-
-
-class Tuning(Protocol):
-    """Which parameters train (`training/tuning.py`)."""
-
-    def split(self, key: Key[Array, ""], params: Params) -> tuple[Params, Params]:
-        """Frozen and trained part."""
-        ...
-
-    def freeze(self, params: Params) -> Params:
-        """The frozen part alone."""
-        ...
-
-    def cast(self, trained: Params) -> Params:
-        """The trained part as networks get it in training."""
-        ...
-
-    def join(self, frozen: Params, trained: Params) -> Params:
-        """What `net.bind` takes."""
-        ...
 
 
 class ImitationState(struct.PyTreeNode):
@@ -72,27 +52,25 @@ class Imitation:
     tuning: Tuning | None = None
 
     @cached_property
-    def net(self) -> functional.Net[Policy]:
-        return functional.describe(self.policy)[0]
+    def net(self) -> Tunable:
+        return Tunable(self.policy, self.tuning)
 
     def init(self, key: Key[Array, ""], example_batch: Demonstrations) -> ImitationState:
         _, params = functional.init(self.policy, key)
-        check_actions(self.net.bind(params), example_batch)
-        frozen = {}
-        if self.tuning is not None:
-            frozen, params = self.tuning.split(jax.random.fold_in(key, 1), params)
+        check_actions(self.net.net.bind(params), example_batch)
+        frozen, params = self.net.split(jax.random.fold_in(key, 1), params)
         # a copy: donated buffers may not alias
         ema_params = jax.tree.map(jnp.copy, params)
         return ImitationState(jnp.zeros((), jnp.int32), params, ema_params, self.optimizer.init(params), frozen)
 
     def with_base(self, state: ImitationState, base: Params, key: Key[Array, ""]) -> ImitationState:
         """The fresh state with a pretrained policy in place of the random one."""
-        frozen, params = ({}, base) if self.tuning is None else self.tuning.split(key, base)
+        frozen, params = self.net.split(key, base)
         return state.replace(params=params, ema_params=jax.tree.map(jnp.copy, params), frozen=frozen)
 
     def with_frozen(self, state: ImitationState, base: Params) -> ImitationState:
         """A state from a checkpoint with the part that never changed, of the policy that the run started from."""
-        return state if self.tuning is None else state.replace(frozen=self.tuning.freeze(base))
+        return state.replace(frozen=self.net.freeze(base))
 
     def without_frozen(self, state: ImitationState) -> ImitationState:
         return state.replace(frozen={})
@@ -103,8 +81,7 @@ class Imitation:
         """One gradient step on the weighted mean of the policy's loss, then the average moves."""
 
         def loss(trained: Params, key: Key[Array, ""], batch: Demonstrations) -> tuple[Float[Array, ""], Metrics]:
-            cast = trained if self.tuning is None else self.tuning.cast(trained)
-            return self.loss(self._actor_params(state.frozen, cast), key, batch)
+            return self.loss(self.net.pack(state.frozen, self.net.cast(trained)), key, batch)
 
         grads, metrics = accumulate.gradients(loss, state.params, key, batch, self.config.microbatches)
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
@@ -117,18 +94,12 @@ class Imitation:
     def loss(
         self, actor_params: Params, key: Key[Array, ""], batch: Demonstrations
     ) -> tuple[Float[Array, ""], Metrics]:
-        losses, metrics = self._bind(actor_params).loss(key, batch)
+        losses, metrics = self.net.bind(actor_params).loss(key, batch)
         loss = (losses * batch.weight).sum() / jnp.maximum(batch.weight.sum(), 1e-6)
         return loss, {**metrics, "policy/loss": loss}
 
     def actor(self, state: ImitationState) -> Params:
-        return self._actor_params(state.frozen, state.ema_params)
-
-    def _actor_params(self, frozen: Params, trained: Params) -> Params:
-        return trained if self.tuning is None else {"frozen": frozen, "trained": trained}
-
-    def _bind(self, actor_params: Params) -> Policy:
-        return self.net.bind(actor_params if self.tuning is None else self.tuning.join(**actor_params))
+        return self.net.pack(state.frozen, state.ema_params)
 
     def initial_memory(self, batch_size: int) -> tuple[()]:
         return ()
@@ -136,7 +107,7 @@ class Imitation:
     def act(
         self, actor_params: Params, key: Key[Array, ""], observation: Observation, memory: tuple[()]
     ) -> tuple[Float[Array, "b h a"], tuple[()]]:
-        return self._bind(actor_params).sample(key, observation, num_samples=1)[0], memory
+        return self.net.bind(actor_params).sample(key, observation, num_samples=1)[0], memory
 
 
 def check_actions(policy: Policy, batch: Demonstrations) -> None:

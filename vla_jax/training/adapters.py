@@ -117,6 +117,15 @@ def init(key: Key[Array, ""], sites: Sites) -> Params:
     return nest(leaves)
 
 
+def logical_axes(path: str, site: Site, names: Sequence[str | None]) -> dict[str, tuple[str | None, ...]]:
+    """Names of the dims of both factors, given those of the kernel at `path`; of a side with several the first's."""
+    stacked, outputs = tuple(names[: site.dims.num_stacked]), len(names) - site.dims.num_outputs
+    return {
+        f"{path}/a": (*stacked, names[site.dims.num_stacked], None),
+        f"{path}/b": (*stacked, None, names[outputs]),
+    }
+
+
 def adapt(params: Params, adapters: Params, sites: Sites) -> Params:
     """The parameters with `Adapted` leaves, to be bound inside a trace: gradients flow to the adapters."""
     leaves, factors = whole_leaves(params), flatten(adapters)

@@ -147,7 +147,7 @@ class Recipe:
     text: TextConfig = TextConfig()
     replay: ReplayConfig | None = None  # of online learners: they act in `evaluation.envs[0]`
     start_from: str | None = None  # a run folder or checkpoint whose policy this run begins with
-    tuning: TuningConfig = TuningConfig()  # of imitation: adapters, freezing, dtypes
+    tuning: TuningConfig = TuningConfig()  # of what imitates: adapters, freezing, dtypes
 
     def __post_init__(self):
         if isinstance(self.learner, EXPOConfig) and (self.replay is None or self.start_from is None):
@@ -162,12 +162,12 @@ class Recipe:
                 expected="an environment that is a JAX program, such as TabletopConfig",
                 found=type(self.evaluation.envs[0]).__name__,
             )
-        if self.tuning != TuningConfig() and not isinstance(self.learner, ImitationConfig):
+        if self.tuning != TuningConfig() and isinstance(self.learner, EXPOConfig) and self.learner.base == "frozen":
             raise errors.ConfigError(
                 f"recipe {self.name}: tuning",
-                expected="the default: only imitation trains a part of the policy",
-                found=type(self.learner).__name__,
-                fix="fine-tune with imitation first, and start from its checkpoint",
+                expected="the default: with learner.base='frozen' EXPO trains nothing of the policy",
+                found=self.tuning,
+                fix="set learner.base to 'imitation', or fine-tune with imitation first and start from its checkpoint",
             )
         if self.tuning.freezes and self.start_from is None:
             raise errors.ConfigError(

@@ -33,6 +33,7 @@ _BY_DATASET = "normalization_by_dataset"  # in the metadata, where every dataset
 def make_learner(recipe: Recipe) -> Learner:
     """The learner a recipe names, around its policy and optimizer."""
     constructor, optimizer = recipe.policy.constructor(), recipe.optimizer.build()
+    tuning = None if recipe.tuning == TuningConfig() else Tuning(recipe.tuning, constructor)
     if isinstance(recipe.learner, EXPOConfig):
         backbone = recipe.policy.backbone
         return EXPO(
@@ -42,9 +43,14 @@ def make_learner(recipe: Recipe) -> Learner:
             optimizer=optimizer,
             base_optimizer=optimizer,
             config=recipe.learner,
+            tuning=tuning,
         )
-    tuning = None if recipe.tuning == TuningConfig() else Tuning(recipe.tuning, constructor)
     return Imitation(constructor, optimizer, recipe.learner, tuning)
+
+
+def logical_axes(recipe: Recipe) -> dict[str, tuple[str | None, ...]]:
+    """The names of the dims of the policy's parameters, adapters and 8-bit kernels, for `sharding.param_shardings`."""
+    return Tuning(recipe.tuning, recipe.policy.constructor()).logical_axes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +176,9 @@ def load(
     learner = make_learner(recipe)
     if recipe.tuning != TuningConfig():
         frozen = load_base(base or recipe.start_from, metadata[BASE], path) if recipe.tuning.freezes else {}
-        params = learner.tuning.merge(frozen, params["trained"])
+        in_expo = isinstance(recipe.learner, EXPOConfig)
+        merged = learner.tuning.merge(frozen, (params["base"] if in_expo else params)["trained"])
+        params = params | {"base": merged} if in_expo else merged
         learner = dataclasses.replace(learner, tuning=None)
     statistics = _statistics(path, metadata)
     if dataset is not None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Key
@@ -22,6 +23,7 @@ from vla_jax.core.types import Params
 from vla_jax.training import adapters, kernels, quantize
 from vla_jax.training.adapters import Lora
 from vla_jax.training.checkpoints import flatten, nest
+from vla_jax.training.sharding import path_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +68,23 @@ class Tuning:
         return frozenset(kernels.matching(self._paths, self.config.train, "TuningConfig.train")) - self.sites.keys()
 
     @cached_property
+    def logical_axes(self) -> dict[str, tuple[str | None, ...]]:
+        """The names of the dims of every array of the frozen and the trained part, by its path.
+
+        An adapter's outer dims have the names of its kernel's, its rank none: wherever a mesh cuts the kernel, the sum
+        needs nothing from elsewhere. Values and scales of an int8 kernel have the kernel's names.
+        """
+        leaves = jax.tree_util.tree_leaves_with_path(
+            functional.logical_axes(self.policy), is_leaf=lambda node: isinstance(node, tuple)
+        )
+        names = {path_name(path): axes for path, axes in leaves}
+        for path in self.kernels.keys() - self.whole if self.config.keep_frozen_in == "int8" else ():
+            names |= {f"{path}/values": names[path], f"{path}/scales": names[path]}
+        for path, site in self.sites.items():
+            names |= adapters.logical_axes(path, site, names[path])
+        return names
+
+    @cached_property
     def _paths(self) -> list[str]:
         return list(flatten(functional.describe(self.policy)[1]))
 
@@ -93,10 +112,15 @@ class Tuning:
 
     def join(self, frozen: Params, trained: Params) -> Params:
         """All parameters, to be bound inside a trace: adapted and int8 kernels are lazy leaves."""
+        whole, factors = self.separate(trained)
+        together = nest(adapters.whole_leaves(frozen) | flatten(whole))
+        return adapters.adapt(together, factors, self.sites)
+
+    def separate(self, trained: Params) -> tuple[Params, Params]:
+        """What trains whole, and the adapters alone, as `adapters.save` and `adapters.merge` take them."""
         leaves = flatten(trained)
         factors = {path: leaves.pop(path) for site in self.sites for path in (f"{site}/a", f"{site}/b")}
-        whole_tree = nest(adapters.whole_leaves(frozen) | leaves)
-        return adapters.adapt(whole_tree, nest(factors), self.sites)
+        return nest(leaves), nest(factors)
 
     def merge(self, base: Params, trained: Params) -> Params:
         """Plain float32 parameters again: the policy as it was trained, on the base in the form it was kept in."""

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from vla_jax.core import errors, functional
+from vla_jax.core import errors
 from vla_jax.core.types import Demonstrations, Observation
 from vla_jax.data.pictures.augment import augment_batch
 from vla_jax.learners.base import Learner
@@ -65,7 +65,7 @@ def of_recipe(recipe: Recipe, batch_size: int | None = None) -> Program:
         name=recipe.name,
         learner=trained.make_learner(recipe),
         batch=demonstrations(recipe, batch_size or recipe.data.batch_size),
-        logical_axes=functional.logical_axes(recipe.policy.constructor()),
+        logical_axes=trained.logical_axes(recipe),
         num_train_steps=recipe.fit.num_train_steps,
         augment=None if augment is None else lambda key, batch: augment_batch(key, batch, config=augment),
         fsdp_min_size=recipe.fit.mesh.fsdp_min_size,
