@@ -45,6 +45,7 @@ def test_each_difference_is_found_alone_and_says_its_override(field):
     with pytest.raises(errors.CheckpointError, match="runs/a does not fit robot") as error:
         contract.require(POLICY, other)
     row = next(line for line in str(error.value).splitlines() if line.strip().startswith(field))
+    assert (f"--accept {found.accepted_by}" in error.value.fix) == (found.accepted_by is not None)
     assert found.policy in row and found.other in row and found.override in row
     assert (f"accept '{field}'" in row) == (field in contract.ACCEPTABLE)
 

@@ -1,4 +1,5 @@
 import dataclasses
+import time
 
 import jax
 import numpy as np
@@ -7,7 +8,9 @@ import pytest
 from tests.serving import toy_policy
 from vla_jax.codecs.bins import BinCodec
 from vla_jax.core import errors
+from vla_jax.nets.conv_film import ConvFilm
 from vla_jax.policies.bins import BinsConfig
+from vla_jax.policies.flow import FlowPolicy
 from vla_jax.samplers.guided import GuidanceOptions
 from vla_jax.serving.acting import BatchActor
 from vla_jax.serving.keys import RequestReader
@@ -104,6 +107,66 @@ def test_weights_in_8_bits_answer_nearly_the_same(policy, reader, actor):
     exact, rounded = (each.run([request])[0][0] for each in (actor, small))
     spread = np.std([chunk for chunk in actor.run(requests(reader, 4))[0]])
     assert 0 < np.abs(exact - rounded).mean() < 0.2 * spread
+
+
+# --- what the device does ---------------------------------------------------------------------------------------------
+
+
+def count_calls(monkeypatch, owner, name, calls):
+    """Count runs of a method, not traces of it."""
+    original = getattr(owner, name)
+
+    def counted(self, *arguments, **options):
+        jax.debug.callback(lambda: calls.append(name), ordered=False)
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(owner, name, counted)
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_pictures_and_prompt_are_encoded_once_and_read_at_every_flow_step(policy, reader, monkeypatch, guided):
+    calls = []
+    count_calls(monkeypatch, ConvFilm, "prefix", calls)
+    count_calls(monkeypatch, FlowPolicy, "velocity", calls)
+    actor = BatchActor(policy, (1,), guidance=GuidanceOptions(4, 4.0) if guided else None)
+    actor.warm_up()
+    jax.effects_barrier()
+    calls.clear()
+    rng = np.random.default_rng(8)
+    actor.run([reader.read(toy_policy.observation(rng, seed=0, **(held_to(rng, 2) if guided else {})))])
+    jax.effects_barrier()
+    assert sorted(calls) == ["prefix", *["velocity"] * 4]  # the toy policy has 4 flow steps
+
+
+def test_the_device_time_is_until_the_actions_are_back_not_until_the_call_returns(policy, reader, monkeypatch):
+    original = FlowPolicy.prefix
+
+    def slow(self, observation):
+        wait = jax.pure_callback(lambda x: time.sleep(0.2) or np.float32(0), jax.ShapeDtypeStruct((), np.float32), 0.0)
+        return jax.tree.map(lambda leaf: leaf + wait.astype(leaf.dtype), original(self, observation))
+
+    monkeypatch.setattr(FlowPolicy, "prefix", slow)
+    actor = BatchActor(policy, (1,))
+    actor.warm_up()
+    assert 0.2 <= actor.run(requests(reader, 1))[1] < 20
+
+
+def test_nothing_compiles_once_it_is_warm(policy, reader):
+    actor = BatchActor(policy, (1, 4), guidance=GuidanceOptions(4, 4.0))
+    actor.warm_up()
+    compiled = []
+    listener = lambda name, *_, **__: compiled.append(name) if "compile" in name else None  # noqa: E731
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    try:
+        rng = np.random.default_rng(9)
+        for count in (1, 2, 4):
+            actor.run(requests(reader, count))
+            actor.run([reader.read(toy_policy.observation(rng, seed=i, **held_to(rng, 2))) for i in range(count)])
+        assert compiled == []
+        jax.jit(lambda x: x + len(compiled))(1.0)  # a program nobody has compiled: the listener does hear
+        assert compiled
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listener)
 
 
 def test_a_policy_without_a_velocity_cannot_be_guided(policy):

@@ -2,11 +2,16 @@
 
 import dataclasses
 import re
+import tomllib
 from pathlib import Path
 
 from vla_jax import cli_serve
+from vla_jax.core.contract import ACCEPTABLE
+from vla_jax.serving import robots, server
+from vla_jax.serving.keys import RequestReader
 from vla_jax.serving.latency import TIMING_KEYS
 from vla_jax.serving.metrics import OUTCOMES, Metrics
+from vla_jax.serving.served import metadata_of
 from vla_jax.serving.server import ServerConfig
 
 PAGE = (Path(__file__).parent.parent.parent / "docs" / "serving.md").read_text()
@@ -24,6 +29,32 @@ def test_the_limits_it_lists_are_the_defaults():
     for name in ("handshake_timeout", "receive_timeout", "send_timeout", "idle_timeout"):
         assert f"| `--{name.replace('_', '-')}` | {getattr(config, name):g} s |" in PAGE
     assert config.max_request_bytes == 16 << 20 and config.max_connections == 64
+
+
+def test_nothing_of_serving_unpickles_anything():
+    """Whatever reads a message must not run what is in it."""
+    sources = [path.read_text() for path in Path(server.__file__).parent.glob("*.py")]
+    assert len(sources) > 10
+    for word in (r"import .*(pickle|marshal|shelve|dill|joblib)", r"allow_pickle=True", r"\b(eval|exec)\("):
+        assert not [text for text in sources if re.search(word, text)], word
+
+
+def test_it_listens_on_this_machine_only_unless_told_otherwise():
+    assert cli_serve.Serve().host == "127.0.0.1" and "listens on 127.0.0.1" in PAGE
+
+
+def test_the_robot_it_describes_can_be_read():
+    (description,) = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+    arm = robots.from_fields(tomllib.loads(description), "arm.toml")
+    assert arm.cameras == {"observation/front": (180, 320)} and len(arm.action_names) == 7
+    section = PAGE[PAGE.index("## The right checkpoint") : PAGE.index("## Keys")]
+    assert all(name in section for name in ACCEPTABLE)
+
+
+def test_the_metadata_are_all_listed(policy):
+    named = metadata_of(policy, RequestReader.of(policy))
+    missing = {name for name in named if f"`{name}`" not in PAGE} - {"server", "protocol"}
+    assert not missing, missing
 
 
 def test_metrics_and_timings_are_all_listed():

@@ -96,9 +96,11 @@ def require(
     rows = [("", policy.place, other.place, "override"), *cells]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = ["  " + "  ".join([*(text.ljust(w) for text, w in zip(row, widths, strict=False)), row[3]]) for row in rows]
+    names = dict.fromkeys(each.accepted_by for each in left if each.accepted_by)
+    accepting = f", or override what is only a name or a rate: --accept {' '.join(names)}" if names else ""
     raise raises(
         "\n".join([f"{policy.place} does not fit {other.place}", *lines]),
-        fix="use it where it was trained for, train it on data of this one, or override what is only a name or a rate",
+        fix=f"use it where it was trained for, train it on data of this one{accepting}",
     )
 
 
