@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from vla_jax.core import errors, functional
+from vla_jax.core import errors
 from vla_jax.core.types import Params
 from vla_jax.data import normalization
 from vla_jax.data.demonstrations import compute_statistics
