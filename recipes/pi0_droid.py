@@ -3,6 +3,7 @@
     vla-jax plan recipes/pi0_droid.py:paper --topology v5e:16x16 --batch-size 2048
     python -c "from recipes import pi0_droid; pi0_droid.generate()"
     vla-jax train recipes/pi0_droid.py --run runs/pi0_droid/quick
+    vla-jax plan recipes/pi0_droid.py:lora --topology h100:1 --compiler cpu
 
 `paper` takes the shapes of openpi's `pi0_config.Pi0Config` and the optimizer, schedule, batch and steps of its
 full-DROID configs (`pi0_fast_full_droid_finetune`, `pi05_full_droid_finetune`; openpi commit 15a9616,
@@ -18,10 +19,12 @@ from vla_jax.data.schema import DatasetConfig
 from vla_jax.learners.imitation import ImitationConfig
 from vla_jax.nets import vla_transformer
 from vla_jax.policies.flow import FlowConfig
+from vla_jax.training.adapters import Lora
 from vla_jax.training.fit import FitConfig
 from vla_jax.training.optimizers import AdamW
 from vla_jax.training.recipe import DataConfig, EvaluationConfig, PolicyConfig, Recipe, TextConfig
 from vla_jax.training.sharding import MeshConfig
+from vla_jax.training.tuning import TuningConfig
 
 CAMERAS = ("exterior", "wrist")
 STATE_DIM = 8  # DROID: joints and gripper; LIBERO: hand pose and two fingers. Each is normalized by its own statistics
@@ -31,6 +34,7 @@ DROID, KEPT = "data/droid/1.0.1", "data/droid/kept.json"  # kept: `vla-jax data`
 LIBERO = tuple(f"data/libero_{suite}_no_noops/1.0.0" for suite in ("spatial", "object", "goal", "10"))
 REMAT = "dots_with_no_batch_dims_saveable"  # attention alone is computed twice; docs/scale.md compares
 QUICK = Path("runs/pi0_droid")
+BASE = "runs/pi0_base"  # what `vla-jax import` made of openpi's pi0_base
 
 
 def paper(seed: int = 0) -> Recipe:
@@ -48,6 +52,36 @@ def paper(seed: int = 0) -> Recipe:
         evaluation=EvaluationConfig((), EXECUTION_HORIZON),
         data=mixture(DROID, LIBERO, batch_size=256, size=224, kept=KEPT, seed=seed),
         text=TextConfig(vocabulary=VOCABULARY, prompt_length=48),
+    )
+
+
+def one_gpu(seed: int = 0) -> Recipe:
+    """Everything trains, from openpi's base, in 30,000 updates of 32; only the inputs of layers are kept."""
+    full, steps = paper(seed), 30_000
+    return dataclasses.replace(
+        full,
+        name="pi0_droid/one_gpu",
+        policy=PolicyConfig(vla_transformer.pi0(CAMERAS, STATE_DIM), full.policy.decoder),
+        fit=FitConfig(steps, log_every=100, checkpoint_every=5000, mesh=MeshConfig(data=1), seed=seed),
+        data=dataclasses.replace(full.data, batch_size=32),
+        start_from=BASE,
+    )
+
+
+def lora(seed: int = 0) -> Recipe:
+    """As `one_gpu`, with adapters of openpi's ranks (`pi0_libero_low_mem_finetune`) and whole action projections."""
+    return dataclasses.replace(
+        one_gpu(seed),
+        name="pi0_droid/lora",
+        tuning=TuningConfig(
+            lora=(
+                Lora("backbone/mixture/prefix_layers/*kernel", rank=16, alpha=16.0),
+                Lora("backbone/mixture/suffix_layers/*kernel", rank=32, alpha=32.0),
+            ),
+            train=("action_*", "time_*", "backbone/state_in/*"),
+            keep_frozen_in="bfloat16",
+        ),
+        learner=ImitationConfig(ema_decay=0.0),
     )
 
 
