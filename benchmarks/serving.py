@@ -4,7 +4,7 @@
     python benchmarks/serving.py --quick                                       # does it run?
     python benchmarks/serving.py --checkpoint runs/demo/imitation --prompt "lift the red cube"
 
-Serves pi0 at random weights in two sizes, `tiny` (1M parameters, 64 x 64 pixels) and `small` (11M, 112 x 112), each in
+Serves pi0 at random weights in two sizes, `tiny` (1M parameters, 64 x 64 pixels) and `small` (13M, 112 x 112), each in
 a process of its own over loopback; speed does not depend on what the weights are. Every client sends two pictures of
 224 x 224, as openpi's robots do, and asks again as soon as it has its answer: more than any robot asks, so latencies
 with several clients are those of a server at its limit. The clients are threads of this process and share the cores

@@ -1,9 +1,12 @@
 """What docs/serving.md says of options, metrics and timing keys is what the code has."""
 
 import dataclasses
+import json
 import re
 import tomllib
 from pathlib import Path
+
+import pytest
 
 from vla_jax import cli_serve
 from vla_jax.core.contract import ACCEPTABLE
@@ -14,12 +17,13 @@ from vla_jax.serving.metrics import OUTCOMES, Metrics
 from vla_jax.serving.served import metadata_of
 from vla_jax.serving.server import ServerConfig
 
-PAGE = (Path(__file__).parent.parent.parent / "docs" / "serving.md").read_text()
+ROOT = Path(__file__).parent.parent.parent
+PAGE = (ROOT / "docs" / "serving.md").read_text()
 
 
 def test_every_option_it_names_exists():
     fields = [*dataclasses.fields(cli_serve.Serve), *dataclasses.fields(ServerConfig)]
-    known = {f"--{field.name.replace('_', '-')}" for field in fields} | {"--help"}
+    known = {f"--{field.name.replace('_', '-')}" for field in fields} | {"--help", "--json"}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", PAGE))
     assert named <= known and len(named) > 15, named - known
 
@@ -55,6 +59,17 @@ def test_the_metadata_are_all_listed(policy):
     named = metadata_of(policy, RequestReader.of(policy))
     missing = {name for name in named if f"`{name}`" not in PAGE} - {"server", "protocol"}
     assert not missing, missing
+
+
+def test_its_figures_are_those_that_were_measured():
+    measured = json.loads((ROOT / "results" / "benchmarks" / "serving.json").read_text())["ours"]
+    rows = [re.split(r" \| ", line.strip("| ")) for line in PAGE.splitlines() if re.match(r"\| (tiny|small) \|", line)]
+    assert len(rows) == 12
+    for name, batching, clients, rate, round_trip, *_ in rows:
+        one = measured[name][batching][clients]
+        assert float(rate) == round(one["requests_per_s"])
+        shown = [float(value) for value in round_trip.split(" / ")]
+        assert shown == pytest.approx(list(one["latency_ms"]["round trip"].values()), rel=0.01)
 
 
 def test_metrics_and_timings_are_all_listed():
