@@ -118,6 +118,7 @@ def tokens_per_sample(source: str, recipe: Any) -> int:
     per_image = getattr(getattr(backbone, "vision", None), "num_tokens", None)
     if per_image is None:
         raise errors.ConfigError("--token-budget", expected="a transformer", found=type(backbone).__name__)
+    per_image //= backbone.reading.pool**2
     return per_image * len(backbone.cameras) + recipe.text.prompt_length + recipe.policy.decoder.action_horizon
 
 

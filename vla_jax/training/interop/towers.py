@@ -80,12 +80,10 @@ def siglip(config: SiglipConfig, ours: str, theirs: str, spelling: Spelling) -> 
     ]
     layers = [
         *_norm_rows("attention_norm", norms[0], s),
-        *(
-            row
-            for our, their in zip(("query", "key", "value"), heads, strict=False)
-            for row in _heads_in(our, their, s)
-        ),
-        *_pair("attention_out", heads[3], s.kernel, s.heads_out, "d -> d", s),
+        *_pair("query", heads[0], s.heads_in, s.heads_bias, s),
+        *_pair("key", heads[1], s.heads_in, s.heads_bias, s),
+        *_pair("value", heads[2], s.heads_in, s.heads_bias, s),
+        *_pair("attention_out", heads[3], s.heads_out, "d -> d", s),
         *_norm_rows("mlp_norm", norms[1], s),
         *_dense_rows("up", mlp[0], s),
         *_dense_rows("down", mlp[1], s),
@@ -159,17 +157,14 @@ def dense(
 
 
 def _dense_rows(ours: str, theirs: str, s: Spelling) -> list[Row]:
-    return _pair(ours, theirs, s.kernel, s.dense, "o -> o", s)
+    return _pair(ours, theirs, s.dense, "o -> o", s)
 
 
-def _heads_in(ours: str, theirs: str, s: Spelling) -> list[Row]:
-    return _pair(ours, theirs, s.kernel, s.heads_in, s.heads_bias, s)
-
-
-def _pair(ours: str, theirs: str, kernel: str, kernel_pattern: str, bias_pattern: str, s: Spelling) -> list[Row]:
+def _pair(ours: str, theirs: str, kernel: str, bias: str, s: Spelling) -> list[Row]:
+    """Kernel and bias, with their patterns."""
     return [
-        (f"{ours}/kernel", f"{theirs}{s.separator}{kernel}", kernel_pattern),
-        (f"{ours}/bias", f"{theirs}{s.separator}bias", bias_pattern),
+        (f"{ours}/kernel", f"{theirs}{s.separator}{s.kernel}", kernel),
+        (f"{ours}/bias", f"{theirs}{s.separator}bias", bias),
     ]
 
 
