@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tests.training.interop import examples
 from vla_jax.core import errors, functional
 from vla_jax.nets import vla_transformer
+from vla_jax.nets.paligemma import PaliGemma, pi0_fast
 from vla_jax.policies.flow import FlowConfig, FlowPolicy
 from vla_jax.training.checkpoints import flatten
 from vla_jax.training.interop import compare, layouts, report, transfer
@@ -21,7 +22,7 @@ from vla_jax.training.interop.safetensors import Safetensors
 from vla_jax.training.interop.sources import OrbaxArrays
 
 CASES = [("pi0", "lerobot"), ("pi05", "lerobot"), ("pi0", "openpi"), ("pi05", "openpi")]
-VLM_CASES = ["paligemma", "gemma", "siglip"]
+VLM_CASES = ["paligemma", "gemma", "siglip", "lerobot", "openpi"]  # the last two as pi0-FAST has them
 
 
 @pytest.fixture(
@@ -81,6 +82,37 @@ def test_names_of_lerobot_are_the_published_ones(tmp_path):
     }
     assert {name: tensors[name].shape for name in expected} == expected
     assert not any("state_proj" in name or "action_time_mlp" in name for name in tensors)
+
+
+def test_names_of_lerobots_pi0_fast_are_those_of_its_code(tmp_path):
+    # As its modules are nested at commit 02e3ae7 of huggingface/lerobot (policies/pi0_fast, policies/pi_gemma).
+    layout = layouts.layout("lerobot", examples.paligemma_config(), prefix="")
+    transfer.export_params(examples.random_params(examples.paligemma), layout, tmp_path)
+    top, tensors = "model.paligemma_with_expert.paligemma.", Safetensors(tmp_path).tensors
+    expected = {
+        f"{top}lm_head.weight": (64, 24),
+        f"{top}model.language_model.embed_tokens.weight": (64, 24),
+        f"{top}model.language_model.layers.1.input_layernorm.weight": (24,),
+        f"{top}model.language_model.layers.0.self_attn.k_proj.weight": (8, 24),
+        f"{top}model.language_model.layers.0.mlp.gate_proj.weight": (40, 24),
+        f"{top}model.language_model.norm.weight": (24,),
+        f"{top}model.vision_tower.vision_model.encoder.layers.1.self_attn.out_proj.bias": (16,),
+        f"{top}model.multi_modal_projector.linear.bias": (24,),
+    }
+    assert {name: tensors[name].shape for name in expected} == expected
+    assert all(name.startswith(top) for name in tensors)
+    embedding = f"{top}model.language_model.embed_tokens.weight"
+    assert layout.spellings([f"{top}lm_head.weight"]) == {
+        embedding: f"{top}lm_head.weight"
+    }  # a file may have one of two
+
+
+def test_pi0_fast_at_published_shapes_has_pi0s_tensors_without_its_expert():
+    leaves = flatten(functional.describe(lambda rngs: PaliGemma(pi0_fast(("base",)), rngs))[1])
+    layout = layouts.layout("lerobot", pi0_fast(("base",)), prefix="")
+    theirs = transfer.their_tensors(layout, leaves, np.dtype(np.float32))
+    # Of the 778 of pi0 (see below): without 18 layers of 9 and a norm, the expert's output layer, and 10 of the heads.
+    assert len(theirs) == 778 - (18 * 9 + 1) - 1 - 10
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """The foreign checkpoint formats that we read and write, each as one table for a given network.
 
     openpi     orbax checkpoints of pi0, pi0.5 and pi0-FAST          everything
-    lerobot    model.safetensors of LeRobot's pi0 and pi0.5          everything
+    lerobot    model.safetensors of its pi0, pi0.5 and pi0-FAST      everything
     paligemma  Hugging Face safetensors                              towers, projection, words
     gemma3     Hugging Face safetensors                              towers, projection, words
     gemma      Hugging Face safetensors, Gemma 3's words too         the language model
@@ -83,10 +83,11 @@ def openpi(backbone: Backbone, flow: FlowConfig | None, prefix: str) -> Layout:
 
 
 def lerobot(backbone: Backbone, flow: FlowConfig | None, prefix: str) -> Layout:
-    """LeRobot's names, and openpi's torch ones, which lack the leading `model.`."""
+    """LeRobot's names, and openpi's torch ones, which lack the leading `model.`.
+
+    Those of pi0-FAST, a PaliGemma alone, are from LeRobot's commit 02e3ae7 (policies/pi0_fast, policies/pi_gemma).
+    """
     where, top = _standard_towers("lerobot", backbone, prefix), "model.paligemma_with_expert."
-    if not isinstance(backbone, VlaTransformerConfig):
-        raise errors.ConfigError("layout lerobot", expected="a pi0 or pi0.5", found=type(backbone).__name__)
     vlm, expert = f"{top}paligemma.model.", f"{top}gemma_expert."
     rules = [
         *parts.siglip(where.vision, where.vision_path, f"{vlm}vision_tower.vision_model.", TORCH),
@@ -94,19 +95,20 @@ def lerobot(backbone: Backbone, flow: FlowConfig | None, prefix: str) -> Layout:
         *_language_rules(where, f"{vlm}language_model."),
     ]
     unused, constants = _prefix_norm(where, f"{vlm}language_model.norm.weight", rules)
-    adaptive, mixture = backbone.adaptive_norm, f"{prefix}mixture/"
-    rules += parts.huggingface_gemma(
-        backbone.suffix_expert, f"{mixture}suffix_layers", f"{expert}model.", adaptive=adaptive
-    )
-    rows = parts.norm(f"{mixture}suffix_norm", f"{expert}model.norm", TORCH, adaptive=adaptive)
-    rules += [Rule((ours,), theirs, pattern) for ours, theirs, pattern in rows]
-    rules += _action_heads(backbone, flow, prefix, lambda name: f"model.{name}", TORCH)
     unused += (
         Unused(rf"{_quoted(top)}paligemma\.lm_head\.weight", _TIED),
-        Unused(rf"{_quoted(expert)}lm_head\.weight", "the action expert writes no words"),
         Unused(rf"{_quoted(vlm)}vision_tower\.vision_model\.head\..*", _HEAD),
     )
-    constants += (Constant(f"{expert}lm_head.weight", (backbone.vocab_size, backbone.suffix_expert.width)),)
+    if isinstance(backbone, VlaTransformerConfig):
+        adaptive, mixture = backbone.adaptive_norm, f"{prefix}mixture/"
+        rules += parts.huggingface_gemma(
+            backbone.suffix_expert, f"{mixture}suffix_layers", f"{expert}model.", adaptive=adaptive
+        )
+        rows = parts.norm(f"{mixture}suffix_norm", f"{expert}model.norm", TORCH, adaptive=adaptive)
+        rules += [Rule((ours,), theirs, pattern) for ours, theirs, pattern in rows]
+        rules += _action_heads(backbone, flow, prefix, lambda name: f"model.{name}", TORCH)
+        unused += (Unused(rf"{_quoted(expert)}lm_head\.weight", "the action expert writes no words"),)
+        constants += (Constant(f"{expert}lm_head.weight", (backbone.vocab_size, backbone.suffix_expert.width)),)
     aliases = (
         (r"^(?!model\.)", "model."),
         (r"paligemma\.(vision_tower|multi_modal_projector)\.", r"paligemma.model.\1."),
