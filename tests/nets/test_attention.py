@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vla_jax.core import errors
-from vla_jax.nets.attention import Segment, attend, block_mask, rotate
+from vla_jax.nets.attention import Rotary, Segment, attend, block_mask, rotate
 
 KEY = jax.random.key(0)
 B, N, M, H, D = 2, 3, 5, 4, 8
@@ -81,6 +81,23 @@ def test_rotation_makes_products_depend_on_the_difference_of_positions_only():
     unit = jnp.zeros((1, 1, 1, D)).at[..., 0].set(1.0)
     turned = rotate(unit, jnp.ones((1, 1), int))[0, 0, 0]
     assert jnp.allclose(turned[jnp.array([0, D // 2])], jnp.array([np.cos(1), np.sin(1)]))
+
+
+def test_three_equal_positions_turn_as_one_and_each_axis_turns_its_own_pairs():
+    positions = jnp.array([[3, 5, 0]])
+    for sections, interleaved in (((16, 24, 24), False), ((24, 20, 20), True)):  # of Qwen2.5-VL and Qwen3-VL
+        rotary = Rotary(1e6, sections, interleaved)
+        one = rotary.angles(positions, 128)
+        assert jnp.array_equal(rotary.angles(jnp.repeat(positions[..., None], 3, axis=-1), 128), one)
+        turned = [rotary.angles(jnp.zeros((1, 1, 3), int).at[..., axis].set(1), 128)[0, 0] > 0 for axis in range(3)]
+        assert [int(x.sum()) for x in turned] == list(sections)
+        axis_of_pair = np.argmax(np.array(turned), axis=0)
+        if interleaved:  # in turns while all three last: time has the last 4 of its 24 pairs to itself
+            assert axis_of_pair.tolist() == [0, 1, 2] * 20 + [0] * 4
+        else:
+            assert axis_of_pair.tolist() == [0] * 16 + [1] * 24 + [2] * 24
+    with pytest.raises(errors.ConfigError, match="sections"):
+        Rotary(1e6, (16, 24, 23)).angles(jnp.zeros((1, 1, 3), int), 128)
 
 
 def test_the_block_mask_is_the_picture_in_its_docstring():

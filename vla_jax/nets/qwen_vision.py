@@ -71,11 +71,11 @@ class QwenVisionConfig:
                 expected="heads of a multiple of 4 dims, which rows and columns turn in halves",
                 found=f"width={self.width}, num_heads={self.num_heads}",
             )
-        layers = (*self.full_layers, *self.deepstack_layers)
-        if any(not 0 <= layer < self.depth for layer in layers) or sorted(set(layers)) != sorted(layers):
-            raise errors.ConfigError(
-                "QwenVisionConfig", expected=f"distinct layers below depth={self.depth}", found=layers
-            )
+        for layers in (self.full_layers, self.deepstack_layers):
+            if len(set(layers)) < len(layers) or any(not 0 <= layer < self.depth for layer in layers):
+                raise errors.ConfigError(
+                    "QwenVisionConfig", expected=f"distinct layers below depth={self.depth}", found=layers
+                )
 
     @property
     def grid(self) -> tuple[int, int]:
