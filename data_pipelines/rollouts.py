@@ -121,9 +121,9 @@ class Trajectories:
 
         def decide(carry, key):
             states, memory = carry
-            observation = edges.normalize(jax.vmap(self.env.observe)(states))
-            actions, memory = learner.act(params, key, observation, memory)
-            actions = jnp.clip(edges.unnormalize(actions), -1, 1)  # as the environment does
+            observation = jax.vmap(self.env.observe)(states)
+            actions, memory = learner.act(params, key, edges.normalize(observation), memory)
+            actions = jnp.clip(edges.unnormalize(actions, observation.state), -1, 1)  # as the environment does
             states, trajectory = jax.lax.scan(step, states, jnp.swapaxes(actions[:, :horizon], 0, 1))
             return (states, memory), trajectory
 

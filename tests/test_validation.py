@@ -64,7 +64,7 @@ class StandsStill:
 
 def test_the_metrics_are_those_of_all_held_out_frames_in_the_robots_units(recipe):
     _, edges = parts(recipe)
-    metrics = experiment.validation(recipe, StandsStill(), edges, NAMES)({}, 0)
+    metrics = experiment.validation(recipe, StandsStill(), edges, NAMES, {})({}, 0)
     (config,) = recipe.data.datasets
     data = DemonstrationDataset(dataclasses.replace(config, subset="validation"), edges.normalizer, edges.encode)
     recorded = data.dataset.columns["action"]
@@ -82,4 +82,4 @@ def test_without_held_out_episodes_there_is_nothing_to_validate(recipe):
     learner, edges = parts(recipe)
     (config,) = recipe.data.datasets
     whole = dataclasses.replace(recipe.data, datasets=(dataclasses.replace(config, holdout=0.0),))
-    assert experiment.validation(dataclasses.replace(recipe, data=whole), learner, edges, NAMES) is None
+    assert experiment.validation(dataclasses.replace(recipe, data=whole), learner, edges, NAMES, {}) is None

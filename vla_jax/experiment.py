@@ -72,7 +72,9 @@ def train(recipe: Recipe, run_dir: str | Path, *, accept: Sequence[str] = (), qu
         source,
         recipe.fit,
         run_dir,
-        evaluate=_evaluator(judging, recipe, learner, edges, action_names) if recipe.fit.eval_every else None,
+        evaluate=_evaluator(judging, recipe, learner, edges, action_names, by_dataset)
+        if recipe.fit.eval_every
+        else None,
         metadata=metadata,
         logical_axes=trained.logical_axes(recipe),
         warm_start=warm_start,
@@ -272,8 +274,7 @@ def _source(
         batch_size=recipe.data.batch_size,
         seed=recipe.data.seed,
         tokenizer=edges.encode,
-        normalizer=[normalization.Normalizer.create(s, recipe.data.normalization) for s in by_dataset.values()]
-        or edges.normalizer,
+        normalizer=_normalizers(recipe, edges, by_dataset),
         weights=recipe.data.weights,
         temperature=recipe.data.temperature,
         balance_embodiments=recipe.data.balance_embodiments,
@@ -286,8 +287,21 @@ def _source(
     return DatasetSource(loader), None if recipe.start_from is None else warm_start
 
 
+def _normalizers(
+    recipe: Recipe, edges: Edges, by_dataset: dict[str, normalization.Statistics]
+) -> list[normalization.Normalizer]:
+    """Of every dataset: its own, or the one for all."""
+    own = [normalization.Normalizer.create(each, recipe.data.normalization) for each in by_dataset.values()]
+    return own or [edges.normalizer] * len(recipe.data.datasets)
+
+
 def _evaluator(
-    judging: Sequence[Judge], recipe: Recipe, learner: Learner, edges: Edges, action_names: Sequence[str]
+    judging: Sequence[Judge],
+    recipe: Recipe,
+    learner: Learner,
+    edges: Edges,
+    action_names: Sequence[str],
+    by_dataset: dict[str, normalization.Statistics],
 ) -> Evaluate:
     """Success in the environments, and, where datasets hold out episodes, loss and action error on those."""
 
@@ -298,7 +312,7 @@ def _evaluator(
         metrics = {"eval/success_rate": sum(rates) / len(rates), **dict(zip(names, rates, strict=False))}
         return metrics | {"eval/return": sum(float(episodes.returns.mean()) for episodes in by_env) / len(by_env)}
 
-    held_out = validation(recipe, learner, edges, action_names)
+    held_out = validation(recipe, learner, edges, action_names, by_dataset)
     if not judging:
         if held_out is None:
             raise errors.ConfigError(
@@ -311,12 +325,19 @@ def _evaluator(
     return evaluate_actor if held_out is None else together(held_out, evaluate_actor)
 
 
-def validation(recipe: Recipe, learner: Learner, edges: Edges, action_names: Sequence[str]) -> HeldOut | None:
-    """The evaluation on held-out episodes; None where no dataset holds any out, and for learners that act online."""
+def validation(
+    recipe: Recipe,
+    learner: Learner,
+    edges: Edges,
+    action_names: Sequence[str],
+    by_dataset: dict[str, normalization.Statistics],
+) -> HeldOut | None:
+    """The evaluation on held-out episodes, normalized as in training (`by_dataset`: `dataset_statistics`, or nothing
+    where all have the same); None where no dataset holds any out, and for learners that act online."""
     if isinstance(recipe.learner, EXPOConfig):
         return None
-    sets = sets_of(recipe.data.datasets, edges.normalizer, edges.encode)
-    return HeldOut(learner, sets, edges.unnormalize, action_names) if sets else None
+    sets = sets_of(recipe.data.datasets, _normalizers(recipe, edges, by_dataset), edges.encode)
+    return HeldOut(learner, sets, action_names) if sets else None
 
 
 def _check_env(recipe: Recipe, spec: EnvSpec, edges: Edges) -> None:

@@ -18,7 +18,9 @@ ENV, HORIZON = PointEnv(), 4
 def trajectories(speed):
     policy = SimpleNamespace(
         learner=SimpleNamespace(act=expert, initial_memory=lambda batch_size: ()),
-        edges=SimpleNamespace(normalize=lambda observation: observation, unnormalize=lambda actions: 2 * actions),
+        edges=SimpleNamespace(
+            normalize=lambda observation: observation, unnormalize=lambda actions, state: 2 * actions
+        ),
         recipe=SimpleNamespace(evaluation=SimpleNamespace(execution_horizon=HORIZON)),
     )
     run = jax.jit(rollouts.Trajectories(ENV, policy))

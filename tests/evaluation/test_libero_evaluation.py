@@ -132,7 +132,7 @@ def test_edges_are_applied_around_the_policy(env):
         PROMPTS,
         prepare=prepare,
         normalize=lambda observation: observation.replace(state=observation.state * 0 + 8),
-        unnormalize=lambda actions: actions[..., :7] * 0.5,
+        unnormalize=lambda actions, state: actions[..., :7] * 0.5,
     )
     (record,) = libero.evaluate(policy, env, tasks=[0], init_states=[0], execution_horizon=1)
     assert record.num_steps == 2 and record.success  # (8 - 7) * 0.5 per step

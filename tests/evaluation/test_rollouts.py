@@ -93,7 +93,7 @@ def test_the_normalizers_sit_at_the_policys_edges():
         actor_in_centimetres,
         4,
         normalize=lambda observation: observation.replace(state=observation.state * 100),
-        unnormalize=lambda actions: actions * 10,
+        unnormalize=lambda actions, state: actions * 10,
     )
     plain = rollout().evaluate(FAST, KEY, num_episodes=5, batch_size=5)
     found = other_units.evaluate(FAST, KEY, num_episodes=5, batch_size=5)

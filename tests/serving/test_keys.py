@@ -11,6 +11,7 @@ from vla_jax.data.formats import image_codec
 from vla_jax.data.pictures.resize import resize
 from vla_jax.serving import keys, wire
 from vla_jax.serving.keys import RequestReader
+from vla_jax.training import trained
 
 RNG = np.random.default_rng(0)
 IMAGE = RNG.integers(0, 256, (16, 16, 3), dtype=np.uint8)
@@ -68,10 +69,12 @@ def test_pictures_of_other_sizes_become_the_policys(reader):
 
 def test_the_fit_of_the_training_data_is_used(policy):
     trained_on = toy_policy.recipe(resize=(16, 16, "stretch"))
-    reader = RequestReader.of(dataclasses.replace(policy, recipe=trained_on))
-    wide = RNG.integers(0, 256, (10, 20, 3), dtype=np.uint8)
-    seen = reader.read({**FLAT, "observation/base": wide}).images["base"]
-    np.testing.assert_array_equal(seen, resize(wide, (16, 16, "stretch")))
+    edges = trained.make_edges(trained_on, toy_policy.statistics())
+    reader = RequestReader.of(dataclasses.replace(policy, recipe=trained_on, edges=edges))
+    for shape in ((10, 20, 3), (32, 32, 3)):  # of a whole multiple too: training resized, it did not average blocks
+        picture = RNG.integers(0, 256, shape, dtype=np.uint8)
+        seen = reader.read({**FLAT, "observation/base": picture}).images["base"]
+        np.testing.assert_array_equal(seen, resize(picture, (16, 16, "stretch")))
 
 
 def test_encoded_pictures_are_decoded(reader):

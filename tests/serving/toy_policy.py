@@ -104,7 +104,7 @@ def local_act(policy, request, seed):
     normalized = policy.edges.normalize(one)
     act = _ACT.setdefault(id(policy), jax.jit(policy.act))
     chunk, _ = act(policy.params, jax.random.key(seed), normalized, ())
-    return np.asarray(policy.edges.unnormalize(chunk))[0]
+    return np.asarray(policy.edges.unnormalize(chunk, one.state))[0]
 
 
 _ACT = {}

@@ -103,7 +103,7 @@ def test_edges_of_the_policy_are_applied():
         Straight.actor,
         CONFIG,
         normalize=lambda observation: observation.replace(state=observation.state + 100),
-        unnormalize=lambda actions: 0 * actions,
+        unnormalize=lambda actions, state: 0 * actions,
     )
     halved.next(0, Straight.actor)
     stored = rows(halved.state())

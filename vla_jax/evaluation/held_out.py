@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Float64, Int64, Key
 
 from vla_jax.core import errors, keys
 from vla_jax.core.types import Demonstrations, Metrics, Observation, Params
+from vla_jax.data.action_space import ActionSpace
 from vla_jax.data.demonstrations import DemonstrationDataset
 from vla_jax.data.normalization import Normalizer
 from vla_jax.data.observations import Tokenizer
@@ -43,6 +44,7 @@ class HeldOutSet:
     embodiment: str
     num_frames: int
     batch: Callable[[Int64[np.ndarray, "b"]], Demonstrations]  # of these of its frames, normalized
+    action_space: ActionSpace  # that the batches are in: sets may have statistics and kinds of their own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +64,8 @@ class HeldOutConfig:
 
 @dataclasses.dataclass(frozen=True)
 class _Sums:
-    """Over frames (loss) and over real action steps (error); they add up over batches and sets."""
+    """Over frames (loss) and over real action steps (error); they add up over batches and sets. A robot with fewer dims
+    counts in those it has."""
 
     loss: float
     weight: float
@@ -70,7 +73,12 @@ class _Sums:
     steps: Float64[np.ndarray, "a"]
 
     def __add__(self, other: "_Sums") -> "_Sums":
-        return _Sums(*(getattr(self, f.name) + getattr(other, f.name) for f in dataclasses.fields(self)))
+        return _Sums(
+            self.loss + other.loss,
+            self.weight + other.weight,
+            _add_padded(self.error, other.error),
+            _add_padded(self.steps, other.steps),
+        )
 
 
 class HeldOut:
@@ -80,11 +88,11 @@ class HeldOut:
         self,
         learner: Imitator,
         sets: Sequence[HeldOutSet],
-        unnormalize: Callable[[Float[Array, "*b h action_dim"]], Float[Array, "*b h a"]],
         action_names: Sequence[str],
         config: HeldOutConfig = HeldOutConfig(),
     ):
-        """`action_names` are those of the robot's dims, in order. Raises DataError when a set holds out nothing."""
+        """`action_names` are those of the robot's dims, in order; of several robots, of the one with the most. Raises
+        DataError when a set holds out nothing."""
         for held_out in sets:
             if held_out.num_frames == 0:
                 raise errors.DataError(
@@ -94,7 +102,7 @@ class HeldOut:
                 )
         self._sets, self._names, self._config = tuple(sets), tuple(action_names), config
         self._key = keys.stream(config.seed, "held_out")
-        self._judge = jax.jit(_judge(learner, unnormalize))
+        self._judge = jax.jit(_judge(learner))
 
     def __call__(self, actor_params: Params, step: int) -> dict[str, float]:
         """`validation/loss`, `validation/action_error` (mean absolute, over dims, in the robot's units) and the same
@@ -105,7 +113,12 @@ class HeldOut:
             found = by_embodiment.get(held_out.embodiment)
             by_embodiment[held_out.embodiment] = sums if found is None else found + sums
         totals = list(by_embodiment.values())
-        metrics = self._metrics("validation", sum(totals[1:], totals[0]))
+        total = sum(totals[1:], totals[0])
+        if len(total.error) != len(self._names):
+            raise errors.ConfigError(
+                "held-out action error", expected=f"{len(total.error)} action names, one per dim", found=self._names
+            )
+        metrics = self._metrics("validation", total)
         if len(by_embodiment) > 1:
             for name, sums in by_embodiment.items():
                 metrics |= self._metrics(f"validation/{name}", sums)
@@ -119,30 +132,31 @@ class HeldOut:
             rows = frames[start : start + size]
             batch = held_out.batch(np.resize(rows, size))  # one size, one program: what repeats weighs nothing
             is_real = np.arange(size) < len(rows)
-            sums.append(jax.device_get(self._judge(actor_params, keys.at_step(self._key, number), batch, is_real)))
+            key = keys.at_step(self._key, number)
+            sums.append(jax.device_get(self._judge(actor_params, held_out.action_space, key, batch, is_real)))
         return _Sums(*(np.sum([np.asarray(part[i], np.float64) for part in sums], axis=0) for i in range(4)))
 
     def _metrics(self, prefix: str, sums: _Sums) -> dict[str, float]:
         by_dim = sums.error / np.maximum(sums.steps, 1)
-        if len(by_dim) != len(self._names):
-            raise errors.ConfigError(
-                "held-out action error", expected=f"{len(by_dim)} action names, one per dim", found=self._names
-            )
         return {
             f"{prefix}/loss": float(sums.loss / max(sums.weight, 1e-9)),
             f"{prefix}/action_error": float(by_dim.mean()),
-            **{f"{prefix}/action_error_{name}": float(e) for name, e in zip(self._names, by_dim, strict=True)},
+            **{f"{prefix}/action_error_{name}": float(e) for name, e in zip(self._names, by_dim, strict=False)},
         }
 
 
 def sets_of(
-    configs: Sequence[DatasetConfig], normalizer: Normalizer, tokenizer: Tokenizer, cache_folder: str | None = None
+    configs: Sequence[DatasetConfig],
+    normalizers: Sequence[Normalizer],
+    tokenizer: Tokenizer,
+    cache_folder: str | None = None,
 ) -> tuple[HeldOutSet, ...]:
-    """The validation sides of the datasets that hold episodes out of training. A dataset that names no embodiment is
-    one of its own. Raises DataError when a held-out side is empty."""
+    """The validation sides of the datasets that hold episodes out of training, each with the normalizer that it is
+    trained with. A dataset that names no embodiment is one of its own. Raises DataError when a held-out side is
+    empty."""
     return tuple(
         _held_out_set(config, normalizer, tokenizer, cache_folder)
-        for config in configs
+        for config, normalizer in zip(configs, normalizers, strict=True)
         if config.holdout > 0 and config.transitions is None
     )
 
@@ -153,17 +167,27 @@ def _held_out_set(
     held_out = dataclasses.replace(config, subset="validation")
     data = DemonstrationDataset(held_out, normalizer, tokenizer, cache_folder=cache_folder)
     name = config.embodiment or data.dataset.place.partition(",")[0].replace("/", "_")
-    return HeldOutSet(name, data.num_frames, lambda numbers: data.batch(data.selection.frame(numbers)))
+    space = ActionSpace.create(normalizer, config.action_kind, config.relative_dims, data.dataset.place)
+    return HeldOutSet(name, data.num_frames, lambda numbers: data.batch(data.selection.frame(numbers)), space)
 
 
-def _judge(learner: Imitator, unnormalize: Callable) -> Callable:
-    def judge(params: Params, key: Key[Array, ""], batch: Demonstrations, is_real: Bool[Array, "b"]):
+def _add_padded(a: Float64[np.ndarray, "a"], b: Float64[np.ndarray, "b"]) -> Float64[np.ndarray, "c"]:
+    width = max(len(a), len(b))
+    return np.pad(a, (0, width - len(a))) + np.pad(b, (0, width - len(b)))
+
+
+def _judge(learner: Imitator) -> Callable:
+    def judge(
+        params: Params, space: ActionSpace, key: Key[Array, ""], batch: Demonstrations, is_real: Bool[Array, "b"]
+    ):
         """Sums of loss and weight over the batch, and of error and steps over it per dim."""
         loss_key, act_key = jax.random.split(key)
         batch = batch.replace(weight=batch.weight * is_real)
         loss, _ = learner.loss(params, loss_key, batch)
         actions, _ = learner.act(params, act_key, batch.observation, learner.initial_memory(len(is_real)))
-        error = jnp.abs(unnormalize(actions) - unnormalize(batch.actions))
+        # Both sides are measured from the same state, which cancels; the batch's own may hide dims.
+        state = jnp.zeros((len(is_real), space.normalizer.state_dim))
+        error = jnp.abs(space.to_robot(actions, state) - space.to_robot(batch.actions, state))
         counted = batch.action_mask[..., : error.shape[-1]] * batch.weight[:, None, None]
         weight = batch.weight.sum()
         return loss * weight, weight, (error * counted).sum((0, 1)), counted.sum((0, 1))

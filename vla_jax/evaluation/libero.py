@@ -22,7 +22,7 @@ from vla_jax.core import errors, keys
 from vla_jax.core.types import Observation, Params, PromptTable
 from vla_jax.envs.libero import LiberoObservation, LiberoTasks, LiberoVectorEnv
 from vla_jax.evaluation import results, statistics
-from vla_jax.evaluation.rollouts import Act, Progress
+from vla_jax.evaluation.rollouts import Act, Progress, Unnormalize
 from vla_jax.learners.base import Memory
 
 _ACTION_DIM = 7
@@ -34,6 +34,10 @@ def _nothing_to_remember(batch_size: int) -> Memory:
 
 def _identity(value: Any) -> Any:
     return value
+
+
+def _as_predicted(actions: Float[Array, "b h a"], state: Float[Array, "b s"]) -> Float[Array, "b h a"]:
+    return actions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +78,7 @@ class Policy:
     prompts: PromptTable  # row i: the tokenized instruction of the suite's task i (`env.spec.instructions`)
     initial_memory: Callable[[int], Memory] = _nothing_to_remember
     normalize: Callable[[Observation], Observation] = _identity  # pure; physical units to the network's
-    unnormalize: Callable[[Float[Array, "b h a"]], Float[Array, "b h a"]] = _identity  # to LiberoSim's actions
+    unnormalize: Unnormalize = _as_predicted  # chunks and states, in physical units, to LiberoSim's actions
     prepare: Callable[[LiberoObservation], LiberoObservation] = _identity  # on the host: rename or resize cameras
     jit: bool = True  # False for an actor that is no JAX program, such as a client of a server
 
@@ -221,7 +225,7 @@ def _check(policy: Policy, env: LiberoVectorEnv, tasks: Sequence[int], execution
 def _decider(policy: Policy) -> Callable[..., tuple[Array, Memory]]:
     def decide(actor_params, key, observation, memory):
         actions, memory = policy.act(actor_params, key, policy.normalize(observation), memory)
-        return policy.unnormalize(actions), memory
+        return policy.unnormalize(actions, observation.state), memory
 
     return jax.jit(decide) if policy.jit else decide
 

@@ -27,6 +27,7 @@ from vla_jax.envs.wrappers import BatchedEnv, ChunkedEnv
 from vla_jax.learners.base import Memory
 
 Act = Callable[[Params, Key[Array, ""], Observation, Memory], tuple[Float[Array, "b h a"], Memory]]
+Unnormalize = Callable[[Float[Array, "b h a"], Float[Array, "b s"]], Float[Array, "b h a"]]  # (chunks, states)
 Render = Callable[[EnvState], UInt8[Array, "height width 3"]]  # of one environment
 Progress = Callable[[int, int, int], None]  # episodes finished, episodes in all, successes so far
 
@@ -75,12 +76,17 @@ def _identity(value: Any) -> Any:
     return value
 
 
+def _as_predicted(actions: Float[Array, "b h a"], state: Float[Array, "b s"]) -> Float[Array, "b h a"]:
+    return actions
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rollout:
     """One way of running an actor in an environment. Keep the object: it holds the compiled programs.
 
     `normalize` and `unnormalize` are the pure functions at the policy's edges: observation in physical units to what
-    the networks were trained on, and chunks back to the environment's [-1, 1]. Chunks wider than the robot's actions
+    the networks were trained on, and chunks back to the environment's [-1, 1], given the state in physical units too
+    (actions may be relative to it). Chunks wider than the robot's actions
     (padded action dims) are cut.
     """
 
@@ -89,7 +95,7 @@ class Rollout:
     execution_horizon: int  # control steps run before looking again, at most the action horizon
     initial_memory: Callable[[int], Memory] = _nothing_to_remember  # of a batch size
     normalize: Callable[[Observation], Observation] = _identity
-    unnormalize: Callable[[Float[Array, "b h a"]], Float[Array, "b h a"]] = _identity
+    unnormalize: Unnormalize = _as_predicted
     shown_instructions: tuple[int, ...] | None = None  # instruction -> the one the policy is told instead
 
     def __post_init__(self):
@@ -239,9 +245,9 @@ class Rollout:
         """Look once and choose the actions of the next `execution_horizon` control steps."""
         if self.shown_instructions is not None:
             state = state.replace(instruction=self._shown(state.instruction))
-        observation = self.normalize(BatchedEnv(self.env).observe(state))
-        actions, memory = self.act(actor_params, key, observation, memory)
-        actions = self.unnormalize(actions)
+        observation = BatchedEnv(self.env).observe(state)
+        actions, memory = self.act(actor_params, key, self.normalize(observation), memory)
+        actions = self.unnormalize(actions, observation.state)
         action_dim = self.env.spec.action_dim
         if actions.ndim != 3 or actions.shape[1] < self.execution_horizon or actions.shape[2] < action_dim:
             raise errors.ConfigError(
@@ -277,7 +283,7 @@ def evaluate(
     execution_horizon: int,
     initial_memory: Callable[[int], Memory] = _nothing_to_remember,
     normalize: Callable[[Observation], Observation] = _identity,
-    unnormalize: Callable[[Float[Array, "b h a"]], Float[Array, "b h a"]] = _identity,
+    unnormalize: Unnormalize = _as_predicted,
     swap_instructions: bool = False,
     progress: Progress | None = None,
 ) -> Episodes:

@@ -102,7 +102,7 @@ class BatchActor:
         one = jax.tree.map(lambda leaf: leaf[None], observation)
         edges = self._policy.edges
         chunks, _ = self._policy.act(params, jax.random.key(seed), edges.normalize(one), ())
-        return edges.unnormalize(chunks)[0]
+        return edges.unnormalize(chunks, one.state)[0]
 
     def _batch(self, requests: Sequence[Request], size: int, guided: bool) -> tuple[Any, ...]:
         rows = [*requests, *[requests[-1]] * (size - len(requests))]
@@ -160,7 +160,7 @@ def guided_act(
         bound = net.bind(params)
         prefix = bound.prefix(edges.normalize(observation))
         unused = ((0, 0), (0, 0), (0, width - previous.shape[-1]))
-        target = jnp.pad(edges.normalizer.normalize_actions(previous), unused)
+        target = jnp.pad(edges.action_space.to_policy(previous, observation.state), unused)
         held = jax.vmap(lambda frozen, overlap: prefix_weights(horizon, frozen, overlap))(frozen, overlap)
         weights = jnp.pad(jnp.broadcast_to(held[..., None], previous.shape), unused)
 
@@ -169,7 +169,7 @@ def guided_act(
 
         # The sampler is deterministic, so its key is of no account.
         actions, _ = guided_euler(jax.random.key(0), field, jax.vmap(noise_of)(seeds), target, weights, options)
-        return edges.unnormalize(jnp.clip(actions, -1, 1) if decoder.clip_actions else actions)
+        return edges.unnormalize(jnp.clip(actions, -1, 1) if decoder.clip_actions else actions, observation.state)
 
     return act
 

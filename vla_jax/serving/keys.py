@@ -102,14 +102,13 @@ class RequestReader:
                 f"key layout {layout!r} for the cameras {recipe.policy.backbone.cameras}",
                 fix=errors.closest(layout, known),
             )
-        fits = {dataset.resize[2] for dataset in recipe.data.datasets if dataset.resize is not None}
         optional = [set(dataset.optional_cameras) for dataset in recipe.data.datasets]
         return cls(
             layouts=tuple(known.values()) if layout is None else (known[layout],),
             edges=policy.edges,
             cameras=tuple(recipe.policy.backbone.cameras),
             optional_cameras=frozenset(set.intersection(*optional) if optional else ()),
-            fit=fits.pop() if len(fits) == 1 else "pad",
+            fit="pad" if policy.edges.resize is None else policy.edges.resize[2],
             action_horizon=recipe.policy.decoder.action_horizon,
             default_prompt=default_prompt,
             takes_previous=takes_previous,
@@ -153,7 +152,7 @@ class RequestReader:
             raise errors.RequestError(key, expected=f"at most {_MAX_PIXELS} pixels", found=list(picture.shape))
         height, width = self.edges.image_size
         factor = max(1, picture.shape[0] // height)
-        if picture.shape[:2] == (height * factor, width * factor):
+        if self.edges.resize is None and picture.shape[:2] == (height * factor, width * factor):
             return average_blocks(picture, factor)  # as evaluation does
         return resize(picture, (height, width, self.fit))
 

@@ -73,6 +73,10 @@ def _identity(value: Any) -> Any:
     return value
 
 
+def _as_predicted(actions: Float[Array, "b h a"], state: Float[Array, "b s"]) -> Float[Array, "b h a"]:
+    return actions
+
+
 class ReplaySource:
     """The `Source` of off-policy learners; `normalize` and `unnormalize` sit at the edges, as in evaluation."""
 
@@ -84,7 +88,7 @@ class ReplaySource:
         config: ReplayConfig,
         *,
         normalize: Callable[[Observation], Observation] = _identity,
-        unnormalize: Callable[[Float[Array, "b h a"]], Float[Array, "b h a"]] = _identity,
+        unnormalize: Callable[[Float[Array, "b h a"], Float[Array, "b s"]], Float[Array, "b h a"]] = _as_predicted,
     ):
         self._env, self._learner, self._config = ChunkedEnv(BatchedEnv(env)), learner, config
         self._normalize, self._unnormalize = normalize, unnormalize
@@ -158,7 +162,8 @@ class ReplaySource:
         explore_key, reset_key, observe_key = jax.random.split(key, 3)
         finished = collector.env.done
         actions = self._learner.explore(actor_params, explore_key, collector.view)
-        chunk = self._env.step(collector.env, self._unnormalize(actions))  # finished ones stay as they are
+        state = self._env.observe(collector.env).state  # its pictures are not used, so the compiler leaves them out
+        chunk = self._env.step(collector.env, self._unnormalize(actions, state))  # finished ones stay as they are
         reset_keys = jax.random.split(reset_key, self._config.num_envs)
         states = self._spread(reset_where(self._env, chunk.state, reset_keys, where=finished))
         view, stored = self._look(actor_params, observe_key, states)

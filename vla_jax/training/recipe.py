@@ -109,12 +109,6 @@ class DataConfig:
                 expected="num_threads of 1 or more, image_cache_bytes of 0 or more",
                 found=(self.num_threads, self.image_cache_bytes),
             )
-        if self.per_dataset and any(dataset.holdout > 0 for dataset in self.datasets):
-            raise errors.ConfigError(
-                "DataConfig.per_dataset and DatasetConfig.holdout",
-                expected="one of them: validation knows one set of statistics",
-                found="both",
-            )
         keys = [dataset.key for dataset in self.datasets]
         if self.per_dataset and len(set(keys)) != len(keys):
             raise errors.ConfigError(
@@ -184,13 +178,6 @@ class Recipe:
                 found=executed,
             )
         for dataset in self.data.datasets:
-            if dataset.action_kind != "as recorded":
-                raise errors.ConfigError(
-                    f"recipe {self.name}: data.datasets, {dataset.path}",
-                    expected='action_kind "as recorded": environments are given what the policy predicts',
-                    found=repr(dataset.action_kind),
-                    fix="train on other kinds with a Loader of your own, and undo them with action_kinds.invert",
-                )
             if dataset.action_horizon != horizon:
                 raise errors.ConfigError(
                     f"recipe {self.name}: data.datasets, {dataset.path}",

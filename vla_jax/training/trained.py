@@ -16,7 +16,10 @@ from vla_jax.codecs.text import Tokenizer, prompt_table
 from vla_jax.core import errors
 from vla_jax.core.images import average_blocks
 from vla_jax.core.types import Observation, Params, PromptTable
+from vla_jax.data.action_space import ActionSpace
 from vla_jax.data.normalization import Normalizer, Statistics
+from vla_jax.data.pictures.resize import Size
+from vla_jax.data.pictures.resize_traced import resize_batch
 from vla_jax.learners.base import Learner
 from vla_jax.learners.expo import EXPO, EXPOConfig
 from vla_jax.learners.imitation import Imitation
@@ -59,8 +62,13 @@ class Edges:
 
     tokenizer: Tokenizer
     prompt_length: int
-    normalizer: Normalizer
+    action_space: ActionSpace
     image_size: tuple[int, int]  # height and width the policy sees
+    resize: Size | None = None  # how the pictures of the training data came to that size, where they were resized
+
+    @property
+    def normalizer(self) -> Normalizer:
+        return self.action_space.normalizer
 
     def encode(self, instruction: str) -> tuple[Any, Any]:
         return self.tokenizer.encode(instruction, self.prompt_length)
@@ -69,14 +77,20 @@ class Edges:
         return prompt_table(self.tokenizer, instructions, self.prompt_length)
 
     def normalize(self, observation: Observation) -> Observation:
-        """States by the statistics; pictures a whole number of times too large are averaged down."""
+        """States by the statistics; pictures resized as in training, or, without that, averaged down where they are a
+        whole number of times too large."""
         images = {name: self._fit(name, image) for name, image in observation.images.items()}
         return observation.replace(images=images, state=self.normalizer.normalize_state(observation.state))
 
-    def unnormalize(self, actions: Float[Array, "*b h action_dim"]) -> Float[Array, "*b h a"]:
-        return self.normalizer.unnormalize_actions(actions)
+    def unnormalize(
+        self, actions: Float[Array, "*b h action_dim"], state: Float[Array, "*b s"]
+    ) -> Float[Array, "*b h a"]:
+        """The policy's chunks as the robot takes them. `state` is the one the policy acted on, before `normalize`."""
+        return self.action_space.to_robot(actions, state)
 
     def _fit(self, camera: str, image: UInt8[Array, "*b height width 3"]) -> UInt8[Array, "*b h w 3"]:
+        if self.resize is not None:
+            return resize_batch(image, self.resize)
         factor = max(1, image.shape[-3] // self.image_size[0])
         if tuple(image.shape[-3:-1]) != (self.image_size[0] * factor, self.image_size[1] * factor):
             raise errors.ConfigError(
@@ -87,8 +101,13 @@ class Edges:
         return average_blocks(image, factor)
 
 
-def make_edges(recipe: Recipe, statistics: Statistics) -> Edges:
-    """Raises ConfigError when the statistics are not of the policy's state and actions."""
+def make_edges(recipe: Recipe, statistics: Statistics, dataset: str | None = None) -> Edges:
+    """Those of one of the recipe's datasets, by its key; without it, of the first: environments and robots take actions
+    of the kind that it recorded, and show pictures that become the policy's as its own did.
+
+    Raises ConfigError when the statistics are not of the policy's state and actions, when the dataset's pictures do not
+    have the policy's size, or its actions cannot be turned back.
+    """
     expected = (recipe.policy.backbone.state_dim, recipe.policy.decoder.action_dim)
     found = (statistics.state.dim, statistics.actions.dim)
     if expected[0] != found[0] or expected[1] < found[1]:
@@ -99,9 +118,17 @@ def make_edges(recipe: Recipe, statistics: Statistics) -> Edges:
             fix="set policy.backbone.state_dim and policy.decoder.action_dim to those of the data",
         )
     normalizer = Normalizer.create(statistics, recipe.data.normalization)
-    return Edges(
-        recipe.text.tokenizer(), recipe.text.prompt_length, normalizer, tuple(recipe.policy.backbone.image_size)
-    )
+    image_size = tuple(recipe.policy.backbone.image_size)
+    data = next((each for each in recipe.data.datasets if dataset in (None, each.key)), None)
+    if data is None:  # weights from elsewhere
+        return Edges(recipe.text.tokenizer(), recipe.text.prompt_length, ActionSpace(normalizer), image_size)
+    place = f"recipe {recipe.name}: data.datasets, {data.path}"
+    if data.resize is not None and tuple(data.resize[:2]) != image_size:
+        raise errors.ConfigError(
+            f"{place}: resize", expected=f"{list(image_size)}, policy.backbone.image_size", found=data.resize
+        )
+    space = ActionSpace.create(normalizer, data.action_kind, data.relative_dims, place)
+    return Edges(recipe.text.tokenizer(), recipe.text.prompt_length, space, image_size, data.resize)
 
 
 def contract(
@@ -164,11 +191,12 @@ class TrainedPolicy:
 def load(
     path: str | Path, step: int | None = None, *, dataset: str | None = None, base: str | Path | None = None
 ) -> TrainedPolicy:
-    """A checkpoint as a policy. Of one whose datasets were normalized each by its own statistics, `dataset` is the key
-    of those to act with; without it, the first. A checkpoint with adapters or frozen parts is merged with the
+    """A checkpoint as a policy. Of one trained on several datasets, `dataset` is the key of the one to act as:
+    its kind of actions, its way of resizing and, where every dataset had its own, its statistics; without it, the
+    first. A checkpoint with adapters or frozen parts is merged with the
     checkpoint that its run started from, `base` where that has moved.
 
-    Raises CheckpointError when `path` is no complete checkpoint of ours, has no statistics of that name, or when its
+    Raises CheckpointError when `path` is no complete checkpoint of ours, was trained on no such dataset, or when its
     base is another than it was trained on.
     """
     params, metadata = checkpoints.load_actor(path, step=step)
@@ -180,15 +208,11 @@ def load(
         merged = learner.tuning.merge(frozen, (params["base"] if in_expo else params)["trained"])
         params = params | {"base": merged} if in_expo else merged
         learner = dataclasses.replace(learner, tuning=None)
-    statistics = _statistics(path, metadata)
-    if dataset is not None:
-        by_dataset = _by_dataset(path, metadata)
-        if dataset not in by_dataset:
-            raise errors.CheckpointError(
-                f"{path}: no statistics of dataset {dataset!r}", fix=errors.closest(dataset, by_dataset)
-            )
-        statistics = by_dataset[dataset]
-    edges = make_edges(recipe, statistics)
+    known = [each.key for each in recipe.data.datasets]
+    if dataset is not None and dataset not in known:
+        raise errors.CheckpointError(f"{path}: not trained on dataset {dataset!r}", fix=errors.closest(dataset, known))
+    statistics = _by_dataset(path, metadata).get(dataset) or _statistics(path, metadata)
+    edges = make_edges(recipe, statistics, dataset)
     return TrainedPolicy(Path(path), recipe, learner, params, edges, metadata)
 
 
