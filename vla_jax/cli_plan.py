@@ -9,6 +9,7 @@ import tyro
 
 from vla_jax.core import errors
 from vla_jax.training.plan import planner, reference, report, worker
+from vla_jax.training.plan.acting import Weights
 from vla_jax.training.plan.chips import Topology, parse_topology
 from vla_jax.training.recipe import Recipe
 
@@ -20,8 +21,9 @@ class PlanOptions:
     topology: str  # v5e:16x16, v5p:4x4x4, v6e:4x4, h100:8, ...
     mesh: str = "fsdp=-1"  # data=2,fsdp=8,tensor=1; one of them may be -1: all that are left
     compiler: Literal["tpu", "cpu"] = "tpu"  # cpu: virtual devices, no libtpu; memory and traffic are upper bounds
-    batch_size: int | None = None  # over all devices; None: the recipe's
+    batch_size: int | None = None  # over all devices; None: the recipe's, and 1 per device with --acting
     microbatches: str | None = None  # 2, or with --sweep 1,2,4
+    acting: Weights | None = None  # plan one call of the policy, its weights in this form, and not a train step
     sweep: bool = False  # try every mesh whose data * fsdp divides the batch, and name the best that fits
     meshes: tuple[str, ...] = ()  # with --sweep: these instead
     budget: float | None = None  # samples that the days are for; None: the recipe's steps
@@ -49,7 +51,9 @@ def run(source: str, options: PlanOptions, console: rich.console.Console) -> Non
     recipe = None if source.startswith(REFERENCE) else options.recipe
     topology = parse_topology(options.topology)
     parts = tuple(int(part) for part in (options.microbatches or "").split(",") if part) or (None,)
-    batch_size = options.batch_size or _batch_size(source, recipe, topology)
+    if options.acting is not None and recipe is None:
+        raise errors.ConfigError("--acting", expected="a recipe, whose policy acts", found=source)
+    batch_size = options.batch_size or (topology.num_chips if options.acting else _batch_size(source, recipe, topology))
     budget = options.budget
     if options.token_budget is not None:
         budget = options.token_budget / tokens_per_sample(source, recipe)
@@ -70,6 +74,7 @@ def run(source: str, options: PlanOptions, console: rich.console.Console) -> Non
         compiler=options.compiler,
         timeout_s=options.timeout,
         cache=options.cache,
+        acting=options.acting,
     )
     text = report.details(plans[0], budget)
     if len(plans) > 1:

@@ -87,7 +87,7 @@ def fake_answers(monkeypatch, tmp_path, temporary):
             "name": "fake", "num_train_steps": 10, "model_flops": 1e15, "step_flops": 1e15, "lower_seconds": 0.0,
             "state": {"parameters": GIB, "optimizer": 2 * GIB, "averages": GIB, "batch": 0},
             "coordinates": [(x, y, 0) for x in range(4) for y in range(4)], "hlo": str(hlo), "versions": {},
-            "kernels": {}, "kernel_idle": 1.0, **facts,
+            "kernels": {}, "kernel_idle": 1.0, "passes": 3, **facts,
         }  # fmt: skip
 
     monkeypatch.setattr(worker, "compile_request", answer)

@@ -8,6 +8,7 @@ from typing import Any
 
 from vla_jax.core import errors
 from vla_jax.training.plan import hlo, worker
+from vla_jax.training.plan.acting import Weights
 from vla_jax.training.plan.chips import Topology, parse_topology
 from vla_jax.training.plan.cost import Cost, analyze, as_fused_accelerator
 from vla_jax.training.plan.roofline import DEFAULT, Efficiency, StepTime, collective_time, step_time
@@ -67,6 +68,7 @@ class Plan:
     versions: dict[str, str]
     seconds: tuple[float, float]  # to lower and to compile
     note: str = ""
+    passes: int = 3  # of the model's products in `model_flops`: 1 where it acts
 
     @property
     def num_chips(self) -> int:
@@ -105,11 +107,13 @@ def plan(
     efficiency: Efficiency = DEFAULT,
     timeout_s: float = TIMEOUT_S,
     cache: str | Path = worker.CACHE,
+    acting: Weights | None = None,
 ) -> Plan:
     """Plan a recipe, or a reference transformer by its name, for `mesh` = (data, fsdp, tensor) of `topology`.
 
     `compiler="tpu"` compiles with XLA's TPU compiler (extra `plan`); "cpu" with as many virtual CPU devices, whose
-    memory and traffic are upper bounds, and takes any topology. Raises ConfigError for what cannot be planned,
+    memory and traffic are upper bounds, and takes any topology. `acting` plans one call of the recipe's policy, with
+    weights in that form, in place of a train step. Raises ConfigError for what cannot be planned,
     TrainingError when compiling fails or takes longer than `timeout_s`.
     """
     if compiler == "tpu" and not topology.is_tpu:
@@ -121,8 +125,8 @@ def plan(
     else:
         recipe = _with_microbatches(recipe, microbatches)
         program, batch_size = to_plain(recipe), batch_size or recipe.data.batch_size
-        microbatches = recipe.learner.microbatches
-    request = worker.Request(program, batch_size, mesh, topology.name, compiler, str(cache))
+        microbatches = 1 if acting else recipe.learner.microbatches
+    request = worker.Request(program, batch_size, mesh, topology.name, compiler, str(cache), acting)
     answer = worker.compile_request(request, timeout_s)
     memory = Memory(**answer["state"], temporary=answer.get("temporary"), program=answer.get("program"))
     cost, time, collectives = None, None, ()
@@ -155,6 +159,7 @@ def plan(
         versions=answer["versions"],
         seconds=(answer["lower_seconds"], answer.get("compile_seconds", 0.0)),
         note=answer.get("too_large", ""),
+        passes=answer["passes"],
     )
 
 

@@ -37,19 +37,20 @@ class Program:
     fsdp_min_size: int = sharding.MeshConfig.fsdp_min_size
     kernel_share: float = 1.0  # of the grid of its Pallas kernels that is not skipped, as a causal mask lets them
     kernel_width: int | None = None  # the smallest dim of their products: the heads'
+    passes: int = 3  # over the model's products in one step: forward, and backward for two
 
     @property
     def batch_size(self) -> int:
         return jax.tree.leaves(self.batch)[0].shape[0]
 
     def model_flops(self) -> float:
-        """Three times the products of one forward pass over the batch: backward costs two. No recomputation."""
+        """The products of `passes` forward passes over the batch. No recomputation."""
 
         def loss(key: Any, batch: Any) -> Any:
             return self.learner.loss(self.learner.actor(self.learner.init(key, batch)), key, batch)[0]
 
         key = jax.eval_shape(lambda: jax.random.key(0))
-        return 3 * counting.count(loss, key, self.batch)
+        return self.passes * counting.count(loss, key, self.batch)
 
 
 def of_recipe(recipe: Recipe, batch_size: int | None = None) -> Program:

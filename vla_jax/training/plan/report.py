@@ -65,7 +65,7 @@ def details(plan: Plan, budget: float | None = None) -> str:
         [
             (name, f"{value / 1e12:,.1f}", f"{value / plan.model_flops:.2f}")
             for name, value in (
-                ("model: 3 x forward products", plan.model_flops),
+                (f"model: {plan.passes} x forward products", plan.model_flops),
                 ("step as traced, with recomputation", plan.step_flops),
                 ("step as compiled, all devices", plan.compiled_flops),
             )

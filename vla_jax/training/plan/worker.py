@@ -38,6 +38,7 @@ class Request:
     topology: str
     compiler: str  # "tpu" or "cpu"
     cache: str = CACHE
+    acting: str | None = None  # the form of the weights, to plan acting in place of a train step
 
 
 def compile_request(request: Request, timeout_s: float) -> dict[str, Any]:
@@ -94,8 +95,8 @@ def _answer(request: Request) -> dict[str, Any]:
     import jax
 
     from vla_jax.training import sharding
+    from vla_jax.training.plan import acting, reference
     from vla_jax.training.plan import program as programs
-    from vla_jax.training.plan import reference
     from vla_jax.training.plan.chips import parse_topology
     from vla_jax.training.recipe import Recipe, from_plain
 
@@ -104,6 +105,8 @@ def _answer(request: Request) -> dict[str, Any]:
     mesh = sharding.make_mesh(sharding.MeshConfig(*request.mesh), devices)
     if "reference" in request.program:
         program = reference.program(request.program["reference"], request.batch_size, mesh)
+    elif request.acting is not None:
+        program = acting.of_recipe(from_plain(Recipe, request.program), request.batch_size, request.acting)
     else:
         program = programs.of_recipe(from_plain(Recipe, request.program), request.batch_size)
     lowered = programs.lower(program, mesh)
@@ -113,6 +116,7 @@ def _answer(request: Request) -> dict[str, Any]:
         "name": program.name,
         "num_train_steps": program.num_train_steps,
         "model_flops": program.model_flops(),
+        "passes": program.passes,
         "step_flops": lowered.step_flops,
         "kernels": lowered.kernels,
         "kernel_idle": max(1.0, topology.chip.matrix_unit / (program.kernel_width or topology.chip.matrix_unit)),
