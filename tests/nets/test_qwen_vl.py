@@ -10,7 +10,7 @@ import pytest
 
 from tests.nets import examples
 from vla_jax.core import errors, functional
-from vla_jax.core.types import Demonstrations
+from vla_jax.core.types import Demonstrations, Observation
 from vla_jax.nets import qwen_text, qwen_vl
 from vla_jax.nets.attention import Rotary, block_mask
 from vla_jax.nets.backbone import Backbone
@@ -169,6 +169,27 @@ class Uncached(QwenVL):
 
     def features(self, prefix):
         return prefix[0].tokens.mean(1)
+
+
+@pytest.mark.parametrize("make", [qwen_vl.qwen2_5_vl_7b, qwen_vl.qwen3_vl_2b])
+def test_a_policy_of_published_shapes_traces_in_bfloat16(make):
+    """Nothing is allocated; a scan whose dtypes do not come back would be refused."""
+    size = (224, 448)
+    backbone = with_action_expert(make(examples.CAMERAS, image_size=size), 7)
+    net, params = functional.describe(lambda rngs: FlowPolicy(FlowConfig(16, 7), QwenVL(backbone, rngs), rngs))
+    of = jax.ShapeDtypeStruct
+    observation = Observation(
+        images={name: of((B, *size, 3), jnp.uint8) for name in examples.CAMERAS},
+        image_mask={name: of((B,), bool) for name in examples.CAMERAS},
+        state=of((B, 7), jnp.float32),
+        prompt=of((B, 20), jnp.int32),
+        prompt_mask=of((B, 20), bool),
+    )
+    batch = Demonstrations(observation, of((B, 16, 7), jnp.float32), of((B, 16, 7), bool), of((B,), jnp.float32))
+    grads = jax.eval_shape(jax.grad(lambda p, batch: net.bind(p).loss(KEY, batch)[0].mean()), params, batch)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), grads) == jax.tree.map(lambda x: (x.shape, x.dtype), params)
+    words = jax.eval_shape(lambda p, o: net.bind(p).backbone.prefix(o), params, observation)
+    assert words.last.shape == (B, backbone.language.width) and words.keys.dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize(("name", "kind"), [("qwen2.5", "pi0"), ("qwen3", "pi05")])

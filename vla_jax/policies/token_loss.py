@@ -27,7 +27,7 @@ def require_text(backbone: Backbone, text: ActionText, place: str) -> None:
     if not isinstance(backbone, WritesText) or getattr(backbone.config, "with_text", True) is False:
         raise errors.ConfigError(
             f"{place}: the backbone writes no words",
-            expected="PaliGemma, or VlaTransformer with with_text=True",
+            expected="PaliGemma, QwenVL, or VlaTransformer with with_text=True",
             found=type(backbone).__name__,
         )
     if backbone.config.vocab_size < text.vocab_size:
