@@ -23,5 +23,10 @@ libero() { # needs the extra: make install EXTRAS=test,libero
   "$bin/vla-jax" eval runs/libero_object/quick --doctor --table libero_object --run quick --row behaviour_cloning
 }
 
-[ $# -gt 0 ] || set -- demo tabletop_vla libero
+discrete_diffusion_vla() { # a toy, five minutes per seed
+  "$bin/python" scripts/reproduce_discrete_diffusion.py --seeds 0 1 2
+  "$bin/vla-jax" table discrete_diffusion_vla
+}
+
+[ $# -gt 0 ] || set -- demo tabletop_vla libero discrete_diffusion_vla
 for part in "$@"; do "$part"; done

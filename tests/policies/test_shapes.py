@@ -13,6 +13,8 @@ with jaxtyping.install_import_hook(
     from vla_jax.core import functional
     from vla_jax.core.types import Demonstrations
     from vla_jax.policies.bins import BinsConfig, BinsPolicy
+    from vla_jax.policies.diffusion import DiffusionConfig, DiffusionPolicy
+    from vla_jax.policies.discrete_diffusion import DiscreteDiffusionConfig, DiscreteDiffusionPolicy
     from vla_jax.policies.flow import FlowConfig, FlowPolicy
 import jax.numpy as jnp
 
@@ -25,6 +27,10 @@ for backbone in examples.BACKBONES:
         lambda rngs: FlowPolicy(FlowConfig(h, a, loss_samples=2), backbone(h, False, rngs), rngs),
         lambda rngs: FlowPolicy(FlowConfig(h, a, time_conditioning="adaptive_norm"), backbone(h, True, rngs), rngs),
         lambda rngs: BinsPolicy(BinsConfig(h, uniform_bins(a, 5)), backbone(h * a, False, rngs), rngs),
+        lambda rngs: DiffusionPolicy(DiffusionConfig(h, a), backbone(h, False, rngs), rngs),
+        lambda rngs: DiscreteDiffusionPolicy(
+            DiscreteDiffusionConfig(h, uniform_bins(a, 5)), backbone(h * a, False, rngs), rngs
+        ),
     ):
         net, params = functional.describe(constructor)
         loss, _ = jax.eval_shape(lambda p: net.bind(p).loss(key, batch), params)

@@ -248,4 +248,23 @@ _LIBERO_OBJECT = TableSpec(
     "not comparable with rows trained on the official demonstrations.",
 )
 
-TABLES: Registry[TableSpec] = Registry("table", {spec.name: spec for spec in (_DEMO, _TABLETOP_VLA, _LIBERO_OBJECT)})
+_DISCRETE_DIFFUSION = TableSpec(
+    name="discrete_diffusion_vla",
+    title="Chunks with two modes, by how their tokens are decoded",
+    columns=(Column("whole", "whole chunks"), Column("upper", "in the upper mode")),
+    rows=(
+        Row("confidence", "12 rounds, surest first (the paper's decoder)"),
+        Row("gap", "12 rounds, largest lead first"),
+        Row("random_order", "12 rounds, any order"),
+        Row("released", "12 rounds, the released decoder"),
+        Row("one_shot_argmax", "one round, likeliest tokens"),
+        Row("one_shot_sampled", "one round, drawn tokens"),
+        Row("autoregressive", "token by token, 16 rounds, a model of its own"),
+    ),
+    seeds=(0, 1, 2),
+    episodes=2048,
+    note="A toy: two equally good chunks of 16 tokens per context. Half of all chunks should be in the upper mode.",
+)
+
+_SPECS = (_DEMO, _TABLETOP_VLA, _LIBERO_OBJECT, _DISCRETE_DIFFUSION)
+TABLES: Registry[TableSpec] = Registry("table", {spec.name: spec for spec in _SPECS})

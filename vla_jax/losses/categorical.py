@@ -33,7 +33,7 @@ class Support:
         return (self.high - self.low) / self.num_bins
 
     @property
-    def edges(self) -> Float[Array, "n+1"]:
+    def edges(self) -> Float[Array, "edges"]:
         return jnp.linspace(self.low, self.high, self.num_bins + 1)
 
     @property

@@ -1,8 +1,7 @@
 """Actions as a sentence of bin tokens, one after the other (RT-2, arXiv 2307.15818; OpenVLA, arXiv 2406.09246).
 
 A chunk is `h * a` tokens, the dims of the first step first. A causal suffix predicts each from those before it, so the
-chunk has an exact probability. Unlike the papers, tokens have an embedding of their own instead of rare words of the
-language model's vocabulary, and bins may sit at quantiles.
+chunk has an exact probability. Unlike the papers, tokens are not words of the language model (`chunk_tokens.py`).
 
     suffix in    start   t0   t1   t2          each plus the embedding of its slot
     suffix out    t0     t1   t2   t3
@@ -21,7 +20,7 @@ from vla_jax.core import errors
 from vla_jax.core.types import Demonstrations, Metrics, Observation
 from vla_jax.losses.tokens import cross_entropy, per_token_log_prob
 from vla_jax.nets.backbone import Backbone
-from vla_jax.nets.linear import Dense, fan_in
+from vla_jax.policies.chunk_tokens import ChunkTokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,29 +42,12 @@ class BinsConfig:
         return self.codec.action_dim
 
 
-class BinsPolicy(nnx.Module):
+class BinsPolicy(ChunkTokens):
     """`Policy`, `HasPrefix`, `HasLogProb` and `HasTokens`; one suffix token per number of the chunk."""
 
     def __init__(self, config: BinsConfig, backbone: Backbone, rngs: nnx.Rngs):
-        self.config, self.backbone = config, backbone
-        width, codec = backbone.suffix_width, config.codec
-        embedding = 0.5 * jax.random.normal(rngs.params(), (codec.action_dim, codec.num_bins, width))
-        slots = 0.5 * jax.random.normal(rngs.params(), (self.num_tokens, width))
-        self.embedding = nnx.Param(embedding, logical_axes=(None, "vocab", "embed"))
-        self.slots = nnx.Param(slots, logical_axes=(None, "embed"))
-        self.logits_out = Dense(width, codec.num_bins, rngs, axes=("embed", "vocab"), kernel_init=fan_in(0.1))
-
-    @property
-    def action_horizon(self) -> int:
-        return self.config.action_horizon
-
-    @property
-    def action_dim(self) -> int:
-        return self.config.codec.action_dim
-
-    @property
-    def num_tokens(self) -> int:
-        return self.action_horizon * self.action_dim
+        super().__init__(config.codec, config.action_horizon, backbone, rngs)
+        self.config = config
 
     def loss(self, key: Key[Array, ""], batch: Demonstrations) -> tuple[Float[Array, "b"], Metrics]:
         """Teacher-forced cross-entropy in nats per unmasked token; `key` is not used.
@@ -111,17 +93,9 @@ class BinsPolicy(nnx.Module):
         tokens = self.encode_actions(actions)
         return per_token_log_prob(self._logits(self.prefix(observation), tokens), tokens).sum(-1)
 
-    def encode_actions(self, actions: Float[Array, "b h a"]) -> Int[Array, "b n"]:
-        return self.config.codec.encode(actions).reshape(actions.shape[0], -1)
-
-    def decode_actions(self, tokens: Int[Array, "b n"]) -> Float[Array, "b h a"]:
-        return self.config.codec.decode(tokens.reshape(-1, self.action_horizon, self.action_dim))
-
     def _logits(self, prefix: Any, tokens: Int[Array, "b n"]) -> Float[Array, "b n v"]:
         """Logits of every slot given the tokens before it; the token in the slot itself is not read."""
-        dims = jnp.tile(jnp.arange(self.action_dim), self.action_horizon)[None]
-        embedded = self.embedding[...][dims, tokens]
-        before = jnp.pad(embedded[:, :-1], ((0, 0), (1, 0), (0, 0)))  # the start is the empty vector
+        before = jnp.pad(self.embed(tokens)[:, :-1], ((0, 0), (1, 0), (0, 0)))  # the start is the empty vector
         decoded = self.backbone.suffix(prefix, before + self.slots[...][None], causal=True)
         return self.logits_out(decoded).astype(jnp.float32)
 

@@ -26,7 +26,7 @@ from vla_jax.core import errors
 from vla_jax.core.types import Demonstrations, Metrics, Observation
 from vla_jax.losses.flow import flow_matching_loss, interpolate
 from vla_jax.nets.backbone import Backbone
-from vla_jax.nets.linear import Dense, fan_in, sincos
+from vla_jax.policies.chunk_field import ChunkField, TimeConditioning
 from vla_jax.policies.token_loss import require_text, token_losses
 from vla_jax.samplers.flow import EulerOptions, euler
 
@@ -50,7 +50,7 @@ class FlowConfig:
     num_flow_steps: int = 10
     time_distribution: Literal["uniform", "pi0"] = "uniform"  # "pi0" trains more near the noise
     loss_samples: int = 1  # draws of noise and time per encoded observation; worth it where the suffix is cheap
-    time_conditioning: Literal["concat", "adaptive_norm"] = "concat"  # into the action tokens, or into every norm
+    time_conditioning: TimeConditioning = "concat"
     clip_actions: bool = False  # whether samples are clipped to [-1, 1] after the last step
     action_weights: tuple[float, ...] | None = None  # of every action dim in the loss; None: all the same
     insulation: Insulation | None = None  # pi0.5's; needs a backbone that writes words
@@ -68,28 +68,14 @@ class FlowConfig:
         _require_choice("time_conditioning", self.time_conditioning, ("concat", "adaptive_norm"))
 
 
-class FlowPolicy(nnx.Module):
+class FlowPolicy(ChunkField):
     """`Policy`, `HasPrefix` and `HasVelocity`; one suffix token per step of the chunk."""
 
     def __init__(self, config: FlowConfig, backbone: Backbone, rngs: nnx.Rngs):
-        self.config, self.backbone = config, backbone
         if config.insulation is not None:
             _require_insulable(config, backbone)
-        width = backbone.suffix_width
-        self.action_in = Dense(config.action_dim, width, rngs, axes=(None, "embed"))
-        time_inputs = 2 * width if config.time_conditioning == "concat" else width
-        self.time_in = Dense(time_inputs, width, rngs, axes=("embed", "mlp"))
-        self.time_out = Dense(width, width, rngs, axes=("mlp", "embed"))
-        # Small at first: the untrained velocity is near zero, so the first loss is the variance of the target.
-        self.action_out = Dense(width, config.action_dim, rngs, axes=("embed", None), kernel_init=fan_in(0.1))
-
-    @property
-    def action_horizon(self) -> int:
-        return self.config.action_horizon
-
-    @property
-    def action_dim(self) -> int:
-        return self.config.action_dim
+        super().__init__(config.action_horizon, config.action_dim, config.time_conditioning, backbone, rngs)
+        self.config = config
 
     def loss(self, key: Key[Array, ""], batch: Demonstrations) -> tuple[Float[Array, "b"], Metrics]:
         """Mean flow matching loss over `loss_samples` draws per example, and with insulation the words' loss.
@@ -121,9 +107,6 @@ class FlowPolicy(nnx.Module):
     def sample(self, key: Key[Array, ""], observation: Observation, num_samples: int = 1) -> Float[Array, "n b h a"]:
         return self.sample_from(key, self.prefix(observation), num_samples)
 
-    def prefix(self, observation: Observation) -> Any:
-        return self.backbone.prefix(observation)
-
     def sample_from(self, key: Key[Array, ""], prefix: Any, num_samples: int = 1) -> Float[Array, "n b h a"]:
         noise_key, sampler_key = jax.random.split(key)
         batch_size = self.backbone.features(prefix).shape[0]
@@ -135,21 +118,9 @@ class FlowPolicy(nnx.Module):
         actions, _ = euler(sampler_key, model_fn, noise, EulerOptions(self.config.num_flow_steps))
         return jnp.clip(actions, -1, 1) if self.config.clip_actions else actions
 
-    def features(self, prefix: Any) -> Float[Array, "b f"]:
-        return self.backbone.features(prefix)
-
     def velocity(self, prefix: Any, x: Float[Array, "b h a"], time: Float[Array, "b"]) -> Float[Array, "b h a"]:
         """The field at `x`: the expected `actions - noise` of the straight paths that pass `x` at `time`."""
-        tokens = self.action_in(x)
-        embedded_time = sincos(time, self.backbone.suffix_width)
-        if self.config.time_conditioning == "concat":
-            embedded_time = jnp.broadcast_to(embedded_time[:, None], tokens.shape)
-            tokens = self.time_out(jax.nn.silu(self.time_in(jnp.concatenate([tokens, embedded_time], axis=-1))))
-            condition = None
-        else:
-            condition = jax.nn.silu(self.time_out(jax.nn.silu(self.time_in(embedded_time))))
-        decoded = self.backbone.suffix(prefix, tokens, condition=condition)
-        return self.action_out(decoded).astype(jnp.float32)
+        return self.field(prefix, x, time)
 
 
 def sample_time(key: Key[Array, ""], shape: tuple[int, ...], distribution: str) -> Float[Array, "..."]:

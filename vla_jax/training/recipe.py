@@ -28,6 +28,8 @@ from vla_jax.nets.qwen_vl import QwenVL, QwenVLConfig
 from vla_jax.nets.vla_transformer import VlaTransformer, VlaTransformerConfig
 from vla_jax.policies.base import Policy
 from vla_jax.policies.bins import BinsConfig, BinsPolicy
+from vla_jax.policies.diffusion import DiffusionConfig, DiffusionPolicy
+from vla_jax.policies.discrete_diffusion import DiscreteDiffusionConfig, DiscreteDiffusionPolicy
 from vla_jax.policies.fast_tokens import FastConfig, FastPolicy
 from vla_jax.policies.flow import FlowConfig, FlowPolicy
 from vla_jax.training.fit import FitConfig
@@ -41,7 +43,13 @@ _BACKBONES = {
     PaliGemmaConfig: PaliGemma,
     QwenVLConfig: QwenVL,
 }
-_DECODERS = {FlowConfig: FlowPolicy, BinsConfig: BinsPolicy, FastConfig: FastPolicy}
+_DECODERS = {
+    FlowConfig: FlowPolicy,
+    DiffusionConfig: DiffusionPolicy,
+    BinsConfig: BinsPolicy,
+    DiscreteDiffusionConfig: DiscreteDiffusionPolicy,
+    FastConfig: FastPolicy,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +86,7 @@ class PolicyConfig:
     """A backbone that sees and a decoder that acts; any pair works, but action words need a backbone that writes."""
 
     backbone: ConvFilmConfig | VlaTransformerConfig | PaliGemmaConfig | QwenVLConfig
-    decoder: FlowConfig | BinsConfig | FastConfig
+    decoder: FlowConfig | DiffusionConfig | BinsConfig | DiscreteDiffusionConfig | FastConfig
 
     def constructor(self) -> Callable[[nnx.Rngs], Policy]:
         backbone, decoder = _BACKBONES[type(self.backbone)], _DECODERS[type(self.decoder)]
