@@ -82,8 +82,7 @@ def test_the_keys_are_those_of_the_layout_that_the_robot_speaks(metadata):
 
 
 def test_pictures_of_any_size_fit_a_policy_that_was_trained_on_scaled_ones(policy):
-    trained_on = toy_policy.recipe(resize=(16, 16, "stretch"))
-    scaled = dataclasses.replace(policy, recipe=trained_on)
+    scaled = dataclasses.replace(policy, edges=dataclasses.replace(policy.edges, resize=(16, 16, "stretch")))
     metadata = metadata_of(scaled, RequestReader.of(scaled))
     assert metadata["resize"] == "stretch"
     robots.require_fit(metadata, dataclasses.replace(ARM, **CHANGES["size of observation/wrist"]))

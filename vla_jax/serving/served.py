@@ -19,15 +19,14 @@ def metadata_of(
     """The first message to every client, plain values: the checkpoint's contract, what to send and what comes back.
     `robots.require_fit` compares it with a robot."""
     recipe, action = policy.recipe, policy.metadata["action"]
-    backbone, datasets = recipe.policy.backbone, recipe.data.datasets
-    fits = {None if dataset.resize is None else dataset.resize[2] for dataset in datasets}
+    backbone, resize = recipe.policy.backbone, policy.edges.resize
     return {
         "server": "vla_jax",
         "protocol": PROTOCOL,
         "policy": recipe.name,
         "cameras": list(backbone.cameras),
         "image_size": list(backbone.image_size),
-        "resize": fits.pop() if len(fits) == 1 else None,  # None: training saw pictures of this size and no others
+        "resize": None if resize is None else resize[2],  # None: training saw pictures of this size and no others
         "state_dim": policy.edges.normalizer.state_dim,
         "state_names": list(policy.metadata.get("state", {}).get("names", ())),
         "action_names": list(action["names"]),
