@@ -5,10 +5,12 @@
 
 Numbers and texts come out as they went in (float64 as 32 bits, as everywhere here). Pictures lose a little in a video
 or when they become JPEG; they lose nothing where they are stored one by one on both sides (JPEG stays the same JPEG),
-or become PNG. The target appears under its name only when it is complete.
+or become PNG. The target appears under its name only when it is complete. A conversion that was stopped goes on from
+its last full file when it is called again with the same source and options, and ends with the same bytes.
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -17,6 +19,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from vla_jax.core import errors
+from vla_jax.data import statistics
 from vla_jax.data.formats import features as rlds_features
 from vla_jax.data.formats import image_codec
 from vla_jax.data.formats.episodes import EpisodeDataset, assemble
@@ -43,6 +46,8 @@ class ToLeRobotOptions:
     codec: Literal["h264", "av1"] = "h264"
     crf: int = 20  # of the video, smaller is better
     keyframe_interval: int = 2  # frames
+    max_data_bytes: int = 100 << 20  # of a file of numbers (and pictures in parquet): a stop costs at most one file
+    max_video_bytes: int = 200 << 20
     robot_type: str = "unknown"
 
 
@@ -57,6 +62,7 @@ class ToRldsOptions:
     file_format: FileFormat = "array_record"
     pictures: Pictures = "jpeg"
     jpeg_quality: int = 95
+    max_shard_bytes: int = 256 << 20  # a stop costs at most one shard
     successful: bool = True  # where the source has no reward and flags: 1 and the end of the task at the last step
 
 
@@ -67,7 +73,8 @@ class ConversionReport:
     num_episodes: int
     num_frames: int
     damaged_episodes: tuple[str, ...]  # left out because of a picture
-    faults: Mapping[str, int]  # by kind; what was left out while the source was indexed is only counted here
+    faults: Mapping[str, int]  # by kind, since it was begun or gone on with; what was left out while the source was
+    # indexed is only counted here
     left_out: tuple[str, ...]  # features that the target has no place for
 
 
@@ -101,24 +108,24 @@ def rlds_to_lerobot(
     config = LeRobotWriterConfig(
         fps=options.fps,
         pictures=options.pictures,
-        video=VideoConfig(options.codec, options.crf, options.keyframe_interval),
+        video=VideoConfig(options.codec, options.crf, options.keyframe_interval, options.max_video_bytes),
         robot_type=options.robot_type,
+        max_data_file_bytes=options.max_data_bytes,
     )
     specs = _step_pictures_only(dataset)
-    damaged, num_frames = [], 0
-    with LeRobotWriter(out, specs, config) as writer:
-        for i in range(len(dataset)):
+    with LeRobotWriter(out, specs, config, _identity(dataset, specs, options)) as writer:
+        done = _Done(**writer.notes)
+        for i in range(done.num_episodes, len(dataset)):
             if not all(_is_whole(dataset, name, i) for name in _cameras(specs)):
-                damaged.append(dataset.describe_frame(int(dataset.episode_starts[i])))
+                done = done.and_damaged(dataset.describe_frame(int(dataset.episode_starts[i])))
             else:
                 pictures = {name: _pictures(dataset, name, i, options.pictures) for name in _cameras(specs)}
-                episode = assemble(dataset, specs, i, pictures)
-                writer.write(episode)
-                num_frames += _length(dataset, i)
+                writer.write(assemble(dataset, specs, i, pictures), notes=dataclasses.asdict(done))
+                done = done.and_written(_length(dataset, i))
             if progress is not None:
                 progress(i + 1, len(dataset))
     left_out = (*sorted(dataset.specs.keys() - specs.keys()), *sorted(specs.keys() & set(REGENERATED)))
-    return _report(dataset, damaged, num_frames, left_out)
+    return _report(dataset, done, left_out)
 
 
 def lerobot_to_rlds(
@@ -139,24 +146,54 @@ def lerobot_to_rlds(
     added = _missing_flags(specs, 1, options.successful)
     flags = [FeatureSpec(name, "tensor", (), value.dtype.name, True) for name, value in added.items()]
     features = _rlds_features([*specs.values(), *flags], options.pictures)
-    name = options.dataset_name or _dataset_name(source, dataset)
-    damaged, num_frames = [], 0
-    with RldsWriter(
-        out, features, name, options.version, options.file_format, jpeg_quality=options.jpeg_quality
-    ) as writer:
-        for i in range(len(dataset)):
+    writer = RldsWriter(
+        out,
+        features,
+        options.dataset_name or _dataset_name(source, dataset),
+        options.version,
+        options.file_format,
+        max_shard_bytes=options.max_shard_bytes,
+        jpeg_quality=options.jpeg_quality,
+        identity=_identity(dataset, specs, options),
+    )
+    with writer:
+        done = _Done(**writer.notes)
+        for i in range(done.num_episodes, len(dataset)):
             encoded = {name: _encoded(dataset, name, i, options) for name in _cameras(specs)}
             if any(pictures is None for pictures in encoded.values()):
-                damaged.append(dataset.describe_frame(int(dataset.episode_starts[i])))
+                done = done.and_damaged(dataset.describe_frame(int(dataset.episode_starts[i])))
             else:
                 episode = assemble(dataset, specs, i, encoded)
                 length = _length(dataset, i)
                 steps = {**episode.steps, **_missing_flags(specs, length, options.successful)}
-                writer.write(Episode(steps, episode.metadata))
-                num_frames += length
+                writer.write(Episode(steps, episode.metadata), notes=dataclasses.asdict(done))
+                done = done.and_written(length)
             if progress is not None:
                 progress(i + 1, len(dataset))
-    return _report(dataset, damaged, num_frames, sorted(dataset.specs.keys() - specs.keys()))
+    return _report(dataset, done, sorted(dataset.specs.keys() - specs.keys()))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Done:
+    """How far a conversion is; what goes with every finished file."""
+
+    num_episodes: int = 0  # of the source, damaged ones included
+    num_frames: int = 0  # written
+    damaged: Sequence[str] = ()
+
+    def and_damaged(self, place: str) -> "_Done":
+        return dataclasses.replace(self, num_episodes=self.num_episodes + 1, damaged=(*self.damaged, place))
+
+    def and_written(self, length: int) -> "_Done":
+        return dataclasses.replace(self, num_episodes=self.num_episodes + 1, num_frames=self.num_frames + length)
+
+
+def _identity(
+    dataset: EpisodeDataset, specs: Mapping[str, FeatureSpec], options: ToLeRobotOptions | ToRldsOptions
+) -> str:
+    """Changes when the source or the options do: then nothing that was written before is of use."""
+    numbers = statistics.fingerprint(dataset, sorted(name for name, spec in specs.items() if spec.kind == "tensor"))
+    return hashlib.sha256(f"{dataset.place} {numbers} {list(specs.values())} {options}".encode()).hexdigest()
 
 
 def _open(
@@ -268,13 +305,11 @@ def _connector(spec: FeatureSpec, pictures: Pictures) -> tfds.features.FeatureCo
     return tfds.features.Tensor(shape=spec.shape, dtype=dtype) if spec.shape else tfds.features.Scalar(dtype=dtype)
 
 
-def _report(
-    dataset: EpisodeDataset, damaged: Sequence[str], num_frames: int, left_out: Sequence[str]
-) -> ConversionReport:
+def _report(dataset: EpisodeDataset, done: _Done, left_out: Sequence[str]) -> ConversionReport:
     return ConversionReport(
-        num_episodes=len(dataset) - len(damaged),
-        num_frames=num_frames,
-        damaged_episodes=tuple(damaged),
+        num_episodes=len(dataset) - len(done.damaged),
+        num_frames=done.num_frames,
+        damaged_episodes=tuple(done.damaged),
         faults=dataset.faults.counts(),
         left_out=tuple(left_out),
     )

@@ -1,3 +1,6 @@
+import dataclasses
+import shutil
+
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -153,6 +156,69 @@ def test_episodes_with_a_damaged_picture_are_left_out_and_named(tmp_path):
             convert(folder, tmp_path / "strict", options, faults=FaultPolicy(strict=True))
         assert not (tmp_path / "strict").exists()
         assert not (tmp_path / "strict.incomplete").exists()
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+class Killed(Exception):
+    """Nobody catches it, and what the conversion does about it is undone."""
+
+
+CONVERSIONS = {
+    "rlds": (lerobot_to_rlds, ToRldsOptions(pictures="png", max_shard_bytes=1)),
+    "tfrecord": (lerobot_to_rlds, ToRldsOptions(pictures="png", file_format="tfrecord", max_shard_bytes=1)),
+    "parquet": (rlds_to_lerobot, ToLeRobotOptions(fps=10, pictures="parquet", max_data_bytes=1)),
+    "video": (rlds_to_lerobot, ToLeRobotOptions(fps=10, max_video_bytes=1)),
+}
+
+
+@pytest.mark.parametrize("name", CONVERSIONS)
+def test_a_killed_conversion_goes_on_from_its_last_full_file_and_gives_the_same_bytes(tmp_path, name):
+    convert, options = CONVERSIONS[name]
+    source = write_v2(tmp_path / "pusht")
+    long, short = (next(source.rglob(f"episode_00000{i}.mp4")) for i in (2, 1))
+    long.write_bytes(short.read_bytes())  # damage, which has to be remembered
+    whole, seen = tmp_path / "whole" / "set", []
+    expected = convert(source, whole, options, progress=lambda done, _: seen.append(done))
+    assert seen == [1, 2, 3, 4] and len(expected.damaged_episodes) == 1
+    out = tmp_path / "stopped" / "set"
+    partial, copy = out.with_name("set.incomplete"), tmp_path / "as the kill left it"
+
+    def stop(done, _):
+        if done == 4:
+            shutil.copytree(partial, copy)
+            raise Killed
+
+    with pytest.raises(Killed):
+        convert(source, out, options, progress=stop)
+    shutil.rmtree(partial)
+    shutil.copytree(copy, partial)
+    seen.clear()
+    found = convert(source, out, options, progress=lambda done, _: seen.append(done))
+    assert dataclasses.replace(found, faults={}) == dataclasses.replace(expected, faults={})
+    # The last file was not full yet; an encoder holds pictures back, so its file is full a little later.
+    assert seen == [4] or (name == "video" and seen[0] > 1)
+    assert contents(out) == contents(whole) and not partial.exists()
+
+
+def test_what_was_left_of_another_conversion_is_of_no_use(tmp_path):
+    source, seen = write_v2(tmp_path / "pusht"), []
+    options = ToRldsOptions(pictures="png", max_shard_bytes=1)
+
+    def stop(done, _):
+        if done == 3:
+            raise Killed
+
+    def show(done, _):
+        seen.append(done)
+
+    with pytest.raises(Killed):
+        lerobot_to_rlds(source, tmp_path / "out", options, progress=stop)
+    lerobot_to_rlds(source, tmp_path / "out", dataclasses.replace(options, successful=False), progress=show)
+    assert seen == [1, 2, 3, 4]
+    assert not RldsDataset(tmp_path / "out").columns["reward"].any()
 
 
 def test_an_open_dataset_needs_a_name(tmp_path):

@@ -35,7 +35,8 @@ def generate(arguments: list[str], console: rich.console.Console) -> None:
 
 
 def convert(arguments: list[str], console: rich.console.Console) -> None:
-    """A dataset in the other format: RLDS to LeRobot v3.0, LeRobot to RLDS. Damaged episodes are left out and named."""
+    """A dataset in the other format: RLDS to LeRobot v3.0, LeRobot to RLDS. Damaged episodes are left out and named.
+    What was stopped goes on when it is called again."""
 
     @dataclasses.dataclass(frozen=True)
     class Convert:

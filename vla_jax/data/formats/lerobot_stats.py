@@ -80,6 +80,14 @@ class Merged:
     def result(self) -> dict[str, np.ndarray]:
         return dict(self._now)
 
+    def to_plain(self) -> dict[str, list]:
+        """As JSON values, which carry a float64 exactly."""
+        return {name: value.tolist() for name, value in self._now.items()}
+
+    @classmethod
+    def from_plain(cls, stored: Mapping[str, list]) -> "Merged":
+        return cls({name: np.array(value) for name, value in stored.items()})
+
 
 def sampled_frames(num_frames: int) -> frozenset[int]:
     """Which pictures of an episode its statistics look at: at most 32, evenly spread."""

@@ -3,15 +3,13 @@
     with LeRobotWriter(root / "tabletop", specs, LeRobotWriterConfig(fps=20)) as writer:
         writer.write(Episode(steps={"observation/front": pictures, "action": actions, ...}))
 
-The dataset appears under its name only when it is complete; an interrupted write leaves nothing but a folder ending in
-`.incomplete`, which the next writer of the same dataset removes.
+Files come in groups, one of numbers, one of episodes and one of every camera: when one of them is full, all go on in
+the next. The dataset appears under its name only when it is complete (`partial_folder.py`). An interrupted write may be
+gone on with after its last full group, if the writer is told what it writes (`identity`); otherwise it begins anew.
 """
 
-import contextlib
 import dataclasses
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -22,13 +20,13 @@ from jaxtyping import UInt8
 from vla_jax.core import errors
 from vla_jax.data.formats import image_codec, lerobot_arrow, lerobot_meta, lerobot_stats
 from vla_jax.data.formats.lerobot_extra import pa, pq
+from vla_jax.data.formats.lerobot_files import FILE, FILES_PER_CHUNK, TableFiles, numbered
+from vla_jax.data.formats.partial_folder import PartialFolder
 from vla_jax.data.formats.specs import Episode, FeatureSpec
 from vla_jax.data.formats.video_writer import Clip, VideoConfig, VideoFiles
 
 REGENERATED = ("timestamp", *lerobot_meta.BOOKKEEPING)  # columns that follow from the order and the rate
-_FILES_PER_CHUNK = 1000
 _EPISODES_KEPT = 200  # rows of the table of episodes in memory
-_FILE = "chunk-{chunk_index:03d}/file-{file_index:03d}"
 _PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
@@ -58,53 +56,69 @@ class LeRobotWriter:
     are left out, whatever they hold. Features of the episode become columns of the table of episodes.
     """
 
-    def __init__(self, folder: str | Path, specs: Mapping[str, FeatureSpec], config: LeRobotWriterConfig):
-        """Raises DataError when `folder` already holds something or the features cannot be written."""
-        self.folder, self.config = Path(folder), config
-        if self.folder.exists() and any(self.folder.iterdir()):
-            raise errors.DataError(
-                f"{self.folder}: a dataset is never written over",
-                found=", ".join(sorted(p.name for p in self.folder.iterdir())[:4]),
-                fix="choose another folder, or delete this one",
-            )
+    def __init__(
+        self,
+        folder: str | Path,
+        specs: Mapping[str, FeatureSpec],
+        config: LeRobotWriterConfig,
+        identity: str | None = None,
+    ):
+        """With an `identity`, which must change with anything that changes what is written, `notes` is what the caller
+        said before the first episode that has to be written again: see `write`.
+
+        Raises DataError when `folder` already holds something or the features cannot be written."""
+        self.config, self._folder = config, PartialFolder(folder, identity)
         self._specs = {name: spec for name, spec in specs.items() if name not in REGENERATED}
         self._keys = {n: lerobot_meta.their_name(s) if s.is_step else n for n, s in self._specs.items()}
         _check_features(self._specs, self._keys, str(self.folder))
-        self._partial = self.folder.with_name(self.folder.name + ".incomplete")
         self._tasks: dict[str, int] = {}
         self._merged: dict[str, lerobot_stats.Merged] = {}
-        self._num_frames = self._num_episodes = 0
+        self._num_frames = self._num_episodes = self._group = 0
+        self.notes: Mapping[str, Any] = {}
+
+    @property
+    def folder(self) -> Path:
+        return self._folder.folder
 
     def __enter__(self) -> "LeRobotWriter":
-        shutil.rmtree(self._partial, ignore_errors=True)
-        self._data = _TableFiles(self._partial / "data", self.config.max_data_file_bytes)
-        self._episodes = _TableFiles(self._partial / "meta" / "episodes", None)
+        kept = self._folder.begin()
+        if kept:
+            self._group, self._num_episodes, self._num_frames = kept["group"], kept["num_episodes"], kept["num_frames"]
+            self._tasks, self.notes = dict(kept["tasks"]), kept["notes"]
+            self._merged = {key: lerobot_stats.Merged.from_plain(value) for key, value in kept["merged"].items()}
+        self._data = TableFiles(self._folder.path / "data", self._group)
+        self._episodes = TableFiles(self._folder.path / "meta" / "episodes", self._group)
         self._rows: list[dict[str, Any]] = []  # of the table of episodes, not yet written
+        config = self.config
         self._videos = {
-            name: VideoFiles(self._video_path(self._keys[name]), spec.shape, self.config.fps, self.config.video)
+            name: VideoFiles(self._video_path(self._keys[name]), spec.shape, config.fps, config.video, self._group)
             for name, spec in self._specs.items()
-            if spec.kind == "image" and self.config.pictures == "video"
+            if spec.kind == "image" and config.pictures == "video"
         }
         return self
 
     def __exit__(self, error_type, error, traceback) -> None:
         try:
-            for files in (self._data, *self._videos.values()):
-                files.close()
             if error_type is None:
+                self._close_group()
                 self._finish()
-        finally:
-            self._episodes.close()
-            if error_type is not None:
-                shutil.rmtree(self._partial, ignore_errors=True)
+            else:
+                for files in (self._data, self._episodes, *self._videos.values()):
+                    files.close()
+        except BaseException:
+            self._folder.abandon()
+            raise
         if error_type is None:
-            with contextlib.suppress(FileNotFoundError):
-                self.folder.rmdir()  # an empty folder may stand in the way
-            os.replace(self._partial, self.folder)
+            self._folder.complete()
+        else:
+            self._folder.abandon()
 
-    def write(self, episode: Episode) -> None:
+    def write(self, episode: Episode, notes: Mapping[str, Any] | None = None) -> None:
         """Append one episode. Its pictures may be arrays, encoded pictures (bytes) or any iterable of either, which is
-        read once. Raises DataError when it does not fit the features; the dataset is then not finished."""
+        read once. `notes`, JSON values, are what the caller has to know to go on with this episode. Raises DataError
+        when it does not fit the features; the dataset is then not finished."""
+        if self._data.num_bytes >= self.config.max_data_file_bytes or any(v.is_full for v in self._videos.values()):
+            self._next_group(notes or {})
         place = f"{self.folder}, episode {self._num_episodes}"
         given = {**episode.steps, **episode.metadata}
         given = {name: value for name, value in given.items() if name not in REGENERATED}
@@ -144,6 +158,26 @@ class LeRobotWriter:
         row |= {"data/chunk_index": chunk, "data/file_index": file}
         self._add(row, stats, num_steps)
 
+    def _next_group(self, notes: Mapping[str, Any]) -> None:
+        self._close_group()
+        self._group += 1
+        self._folder.keep(
+            {
+                "group": self._group,
+                "num_episodes": self._num_episodes,
+                "num_frames": self._num_frames,
+                "tasks": self._tasks,
+                "merged": {key: merged.to_plain() for key, merged in self._merged.items()},
+                "notes": notes,
+            }
+        )
+
+    def _close_group(self) -> None:
+        if self._rows:
+            self._write_rows()
+        for files in (self._data, self._episodes, *self._videos.values()):
+            files.close()
+
     def _bookkeeping(self, texts: list[str], num_steps: int) -> dict[str, np.ndarray]:
         steps = np.arange(num_steps)
         task = {text: self._tasks.setdefault(text, len(self._tasks)) for text in dict.fromkeys(texts)}
@@ -162,7 +196,9 @@ class LeRobotWriter:
                 self._merged[key].add(statistics)
             else:
                 self._merged[key] = lerobot_stats.Merged(statistics)
-        row |= {"episode_index": self._num_episodes, "meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0}
+        chunk, file = divmod(self._group, FILES_PER_CHUNK)
+        row |= {"episode_index": self._num_episodes}
+        row |= {"meta/episodes/chunk_index": chunk, "meta/episodes/file_index": file}
         row |= {"dataset_from_index": self._num_frames, "dataset_to_index": self._num_frames + num_steps}
         self._rows.append(row)
         self._num_episodes += 1
@@ -185,14 +221,9 @@ class LeRobotWriter:
     def _finish(self) -> None:
         if self._num_episodes == 0:
             raise errors.DataError(f"{self.folder}: no episodes were written", expected="at least one")
-        if self._rows:
-            self._write_rows()
-        meta = self._partial / "meta"
+        meta = self._folder.path / "meta"
         pq.write_table(lerobot_arrow.task_table(self._tasks), meta / "tasks.parquet")
-        stats = {
-            key: {name: value.tolist() for name, value in merged.result().items()}
-            for key, merged in self._merged.items()
-        }
+        stats = {key: merged.to_plain() for key, merged in self._merged.items()}
         (meta / "stats.json").write_text(json.dumps(stats, indent=4))
         (meta / "info.json").write_text(json.dumps(self._info(), indent=4))
 
@@ -211,46 +242,18 @@ class LeRobotWriter:
             "total_episodes": self._num_episodes,
             "total_frames": self._num_frames,
             "total_tasks": len(self._tasks),
-            "chunks_size": _FILES_PER_CHUNK,
+            "chunks_size": FILES_PER_CHUNK,
             "data_files_size_in_mb": max(1, config.max_data_file_bytes >> 20),
             "video_files_size_in_mb": max(1, config.video.max_file_bytes >> 20),
             "fps": int(config.fps) if float(config.fps).is_integer() else config.fps,
             "splits": {"train": f"0:{self._num_episodes}"},
-            "data_path": f"data/{_FILE}.parquet",
-            "video_path": f"videos/{{video_key}}/{_FILE}.mp4" if self._videos else None,
+            "data_path": f"data/{FILE}.parquet",
+            "video_path": f"videos/{{video_key}}/{FILE}.mp4" if self._videos else None,
             "features": features,
         }
 
     def _video_path(self, key: str) -> Callable[[int], Path]:
-        return lambda number: self._partial / "videos" / key / (_numbered(number) + ".mp4")
-
-
-class _TableFiles:
-    """Parquet files of a limited size, one row group per table written."""
-
-    def __init__(self, folder: Path, max_bytes: int | None):
-        self._folder, self._max_bytes = folder, max_bytes
-        self._writer: pq.ParquetWriter | None = None
-        self._number = -1
-        self._bytes = 0
-
-    def write(self, table: pa.Table) -> tuple[int, int]:
-        """Append; the numbers of the chunk and the file that the table is in."""
-        if self._writer is None or (self._max_bytes is not None and self._bytes >= self._max_bytes):
-            self.close()
-            self._number += 1
-            self._bytes = 0
-            path = self._folder / (_numbered(self._number) + ".parquet")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._writer = pq.ParquetWriter(path, table.schema)
-        self._writer.write_table(table)
-        self._bytes += table.nbytes
-        return divmod(self._number, _FILES_PER_CHUNK)
-
-    def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        return lambda number: self._folder.path / "videos" / key / (numbered(number) + ".mp4")
 
 
 class _Pictures:
@@ -348,7 +351,7 @@ def _feature_info(spec: FeatureSpec, config: LeRobotWriterConfig) -> dict[str, A
 
 
 def _clip_row(key: str, clip: Clip) -> dict[str, Any]:
-    chunk, file = divmod(clip.file, _FILES_PER_CHUNK)
+    chunk, file = divmod(clip.file, FILES_PER_CHUNK)
     return {
         f"videos/{key}/chunk_index": chunk,
         f"videos/{key}/file_index": file,
@@ -375,8 +378,3 @@ def _texts(value: Any, count: int, where: str) -> list[str]:
     if len(texts) != count:
         raise errors.DataError(where, expected=f"one text, or {count}", found=len(texts))
     return texts
-
-
-def _numbered(number: int) -> str:
-    chunk, file = divmod(number, _FILES_PER_CHUNK)
-    return _FILE.format(chunk_index=chunk, file_index=file)

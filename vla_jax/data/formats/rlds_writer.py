@@ -3,14 +3,11 @@
     with RldsWriter(root / "tabletop" / "1.0.0", features, "tabletop") as writer:
         writer.write(Episode(steps={"observation/front": images, "action": actions, ...}))
 
-The dataset appears under its name only when it is complete; an interrupted write leaves nothing but a folder ending in
-`.incomplete`, which the next writer of the same dataset removes.
+The dataset appears under its name only when it is complete (`partial_folder.py`). An interrupted write may be gone on
+with after its last full shard, if the writer is told what it writes (`identity`); otherwise it begins anew.
 """
 
-import contextlib
 import json
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -24,6 +21,7 @@ from vla_jax.data.formats import features as feature_specs
 from vla_jax.data.formats import image_codec, tfrecord
 from vla_jax.data.formats.example_proto import serialize_example
 from vla_jax.data.formats.features import Episode, FeatureSpec
+from vla_jax.data.formats.partial_folder import PartialFolder
 
 FileFormat = Literal["array_record", "tfrecord"]
 
@@ -43,28 +41,32 @@ class RldsWriter:
         metadata: Mapping[str, Any] | None = None,
         max_shard_bytes: int = 256 << 20,
         jpeg_quality: int = 95,
+        identity: str | None = None,
     ):
         """`folder` will hold dataset_info.json; `metadata` is kept as JSON in metadata.json, for example the config
-        the episodes were made with. Raises DataError when `folder` already holds something."""
-        self.folder = Path(folder)
+        the episodes were made with. With an `identity`, which must change with anything that changes what is written,
+        `notes` is what the caller said before the first episode that has to be written again: see `write`.
+
+        Raises DataError when `folder` already holds something."""
         if file_format not in ("array_record", "tfrecord"):
             raise errors.ConfigError("file_format", expected="array_record or tfrecord", found=repr(file_format))
-        if self.folder.exists() and any(self.folder.iterdir()):
-            raise errors.DataError(
-                f"{self.folder}: a dataset is never written over",
-                found=", ".join(sorted(p.name for p in self.folder.iterdir())[:4]),
-                fix="choose another folder or version, or delete this one",
-            )
+        self._folder = PartialFolder(folder, identity)
         self._features, self._specs = features, _writable(features, dataset_name)
         self._name, self._version, self._format = dataset_name, version, file_format
         self._description, self._metadata = description, dict(metadata or {})
         self._max_shard_bytes, self._jpeg_quality = max_shard_bytes, jpeg_quality
-        self._partial = self.folder.with_name(self.folder.name + ".incomplete")
         self._splits: dict[str, _Shards] = {}
+        self.notes: Mapping[str, Any] = {}
+
+    @property
+    def folder(self) -> Path:
+        return self._folder.folder
 
     def __enter__(self) -> "RldsWriter":
-        shutil.rmtree(self._partial, ignore_errors=True)
-        self._partial.mkdir(parents=True)
+        kept = self._folder.begin()
+        if kept:
+            shards = self._splits[kept["split"]] = self._shards(kept["split"])
+            shards.lengths, shards.num_bytes, self.notes = kept["lengths"], kept["num_bytes"], kept["notes"]
         return self
 
     def __exit__(self, error_type, error, traceback) -> None:
@@ -73,15 +75,25 @@ class RldsWriter:
         if error_type is None:
             self._finish()
         else:
-            shutil.rmtree(self._partial)
+            self._folder.abandon()
 
-    def write(self, episode: Episode, split: str = "train") -> None:
-        """Append one episode. Raises DataError when it does not fit the features."""
+    def write(self, episode: Episode, split: str = "train", notes: Mapping[str, Any] | None = None) -> None:
+        """Append one episode. `notes`, JSON values, are what the caller has to know to go on with this one. Raises
+        DataError when it does not fit the features."""
         if split not in self._splits:
-            self._splits[split] = _Shards(self._partial, split, self._format, self._max_shard_bytes)
+            self._splits[split] = self._shards(split)
         shards = self._splits[split]
         place = f"{self._name}, split {split}, episode {shards.num_episodes}"
-        shards.write(serialize_example(_flatten(episode, self._specs, place, self._jpeg_quality)))
+        payload = serialize_example(_flatten(episode, self._specs, place, self._jpeg_quality))
+        if shards.is_full(payload):
+            shards.close()
+            if len(self._splits) == 1:  # the shards of others are open
+                kept = {"split": split, "lengths": shards.lengths, "num_bytes": shards.num_bytes, "notes": notes or {}}
+                self._folder.keep(kept)
+        shards.write(payload)
+
+    def _shards(self, split: str) -> "_Shards":
+        return _Shards(self._folder.path, split, self._format, self._max_shard_bytes)
 
     def _finish(self) -> None:
         splits = []
@@ -103,13 +115,12 @@ class RldsWriter:
             "splits": splits,
             "version": self._version,
         }
-        self._features.save_config(self._partial)
+        partial = self._folder.path
+        self._features.save_config(partial)
         if self._metadata:
-            (self._partial / "metadata.json").write_text(json.dumps(self._metadata, indent=2, sort_keys=True))
-        (self._partial / "dataset_info.json").write_text(json.dumps(info, indent=2))
-        with contextlib.suppress(FileNotFoundError):
-            self.folder.rmdir()  # an empty folder may stand in the way
-        os.replace(self._partial, self.folder)
+            (partial / "metadata.json").write_text(json.dumps(self._metadata, indent=2, sort_keys=True))
+        (partial / "dataset_info.json").write_text(json.dumps(info, indent=2))
+        self._folder.complete()
 
 
 class _Shards:
@@ -117,7 +128,6 @@ class _Shards:
 
     def __init__(self, folder: Path, split: str, file_format: FileFormat, max_bytes: int):
         self._folder, self._split, self._format, self._max_bytes = folder, split, file_format, max_bytes
-        self.paths: list[Path] = []
         self.lengths: list[int] = []
         self.num_bytes = 0
         self._shard_bytes = 0
@@ -127,8 +137,17 @@ class _Shards:
     def num_episodes(self) -> int:
         return sum(self.lengths)
 
+    @property
+    def paths(self) -> list[Path]:
+        return [self._folder / f"{self._split}-{i:05d}.partial" for i in range(len(self.lengths))]
+
+    def is_full(self, payload: bytes) -> bool:
+        """Whether this goes into the next shard."""
+        is_open = self._file is not None
+        return is_open and self._shard_bytes + len(payload) > self._max_bytes > 0 < self._shard_bytes
+
     def write(self, payload: bytes) -> None:
-        if self._file is None or self._shard_bytes + len(payload) > self._max_bytes > 0 < self._shard_bytes:
+        if self._file is None:
             self._open()
         if self._format == "tfrecord":
             tfrecord.write_record(self._file, payload)
@@ -139,11 +158,9 @@ class _Shards:
         self.num_bytes += len(payload)
 
     def _open(self) -> None:
-        self.close()
-        path = self._folder / f"{self._split}-{len(self.paths):05d}.partial"
-        self.paths.append(path)
         self.lengths.append(0)
         self._shard_bytes = 0
+        path = self.paths[-1]
         if self._format == "tfrecord":
             self._file = path.open("wb")
         else:

@@ -52,8 +52,16 @@ class Clip:
 class VideoFiles:
     """The videos of one camera, opened and closed as they fill up. A file may be a little larger than the limit."""
 
-    def __init__(self, path: Callable[[int], Path], shape: tuple[int, int, int], fps: float, config: VideoConfig):
-        """`path` names the files by their number. Raises ConfigError when the size or the codec cannot be encoded."""
+    def __init__(
+        self,
+        path: Callable[[int], Path],
+        shape: tuple[int, int, int],
+        fps: float,
+        config: VideoConfig,
+        first_file: int = 0,
+    ):
+        """`path` names the files by their number, from `first_file` on. Raises ConfigError when the size or the codec
+        cannot be encoded."""
         if shape[0] % 2 or shape[1] % 2:
             raise errors.ConfigError(
                 f"{path(0)}: the size of the pictures",
@@ -70,13 +78,13 @@ class VideoFiles:
         self._path, self._shape, self._config = path, shape, config
         self._rate = Fraction(fps).limit_denominator(1001)
         self._container: av.container.OutputContainer | None = None
-        self._file = -1
+        self._file = first_file - 1
         self._frames = 0
         self._bytes = 0
 
     def write(self, pictures: Iterable[UInt8[np.ndarray, "height width 3"]]) -> Clip:
         """Append the pictures of one episode."""
-        if self._container is None or self._bytes >= self._config.max_file_bytes:
+        if self._container is None or self.is_full:
             self._open()
         first = self._frames
         for picture in pictures:
@@ -85,6 +93,11 @@ class VideoFiles:
             self._mux(self._stream.encode(frame))
             self._frames += 1
         return Clip(self._file, float(first / self._rate), float(self._frames / self._rate))
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the next episode goes into another file."""
+        return self._container is not None and self._bytes >= self._config.max_file_bytes
 
     def close(self) -> None:
         if self._container is not None:
