@@ -18,6 +18,7 @@ from data_pipelines.tabletop import TabletopDataConfig
 from vla_jax.core import errors
 from vla_jax.data.formats.rlds import RldsDataset, load_info
 from vla_jax.data.lint.replay import Replay, ReplayOutcome
+from vla_jax.envs import libero_sim
 from vla_jax.envs.mjx.tabletop import Randomization
 from vla_jax.evaluation import libero_replay
 
@@ -99,5 +100,9 @@ def _config(stored: dict, place: str) -> TabletopDataConfig:
 
 
 def _libero(folder: str | Path, num_episodes: int) -> ReplayOutcome:
+    try:
+        libero_sim.require(backend=None)
+    except errors.EnvError as error:  # the other checks are no worse for it
+        return ReplayOutcome(reason=error.place, fix=error.fix)
     replays = libero_replay.replay_check(folder, num_episodes)
     return ReplayOutcome(sum(replay.success for replay in replays), len(replays))

@@ -8,6 +8,7 @@ import pytest
 from data_pipelines import replays, tabletop
 from data_pipelines.tabletop import TabletopDataConfig
 from tests.data_pipelines.test_tabletop import Line, go_right
+from vla_jax.core import errors
 from vla_jax.data.formats.features import Episode, demonstration_flags, episode_features
 from vla_jax.data.formats.rlds_writer import RldsWriter
 from vla_jax.data.lint.replay import ReplayOutcome
@@ -39,6 +40,16 @@ def test_another_seed_begins_elsewhere_and_succeeds_at_other_steps(folder):
     path.write_text(json.dumps(stored))
     outcome = replays.replay_of(folder, num_episodes=12)()
     assert outcome.total == 12 and outcome.successes < 9
+
+
+def test_without_libero_a_set_from_there_says_how_to_get_it(monkeypatch, tmp_path):
+    def missing(backend):
+        raise errors.EnvError("LIBERO is not installed", fix="install it")
+
+    monkeypatch.setattr(replays.libero_sim, "require", missing)
+    (tmp_path / "episodes.jsonl").touch()
+    outcome = replays.replay_of(tmp_path / "1.0.0")()
+    assert outcome == ReplayOutcome(reason="LIBERO is not installed", fix="install it")
 
 
 def test_a_simulated_set_without_initial_states_says_so_and_a_real_one_says_nothing(tmp_path):

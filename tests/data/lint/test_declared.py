@@ -29,6 +29,11 @@ def test_a_row_names_features_dims_and_the_gripper():
     assert declared.action_kind == "delta"  # a velocity moves
 
 
+def test_a_row_says_where_a_rotation_vector_is():
+    assert config_of(embodiment("libero")).declared.rotation_state_dims == (3, 4, 5)
+    assert config_of(embodiment("droid")).declared.rotation_state_dims is None
+
+
 def test_every_row_makes_a_config():
     for row in embodiments().values():
         config = config_of(row)

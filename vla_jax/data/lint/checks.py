@@ -13,6 +13,7 @@ from vla_jax.data.lint import (
     replay,
     sample,
     timing,
+    turns,
     words,
 )
 from vla_jax.data.lint.report import Notes, Report
@@ -44,7 +45,7 @@ def lint(
     lengths.check_stillness(drawn, config, notes)
     # Translations in another frame look like wrong signs and missing matches: one reason is enough.
     if not frames.check(drawn, notes):
-        actions.check(drawn, config, notes)
+        actions.check(turns.added_up(drawn, config.declared.rotation_state_dims), config, notes)
     gripper.check(drawn, config, notes)
     timing.check(dataset, drawn, config, notes)
     words.check(dataset, config, notes)

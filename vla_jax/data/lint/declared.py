@@ -20,6 +20,7 @@ def config_of(row: Embodiment, action_horizon: int = 16) -> LintConfig:
         cameras=tuple(f"observation/{key}" for key in row.images.values()),
         gripper_action_dim=_place(row.action, "gripper"),
         larger_action_opens=opens,
+        rotation_state_dims=_places(row.state, "axis_angle") or None,
     )
     return LintConfig(
         state_names=tuple(f"observation/{vector.key}" for vector in row.state),
@@ -42,8 +43,14 @@ def check(dataset: EpisodeDataset, row: Embodiment, notes: Notes) -> None:
 
 def _place(vectors: tuple[Vector, ...], part: str) -> int | None:
     """The place of a part's one entry in the joined vectors; None where it has none or several."""
+    places = _places(vectors, part)
+    return places[0] if len(places) == 1 else None
+
+
+def _places(vectors: tuple[Vector, ...], part: str) -> tuple[int, ...]:
+    """The places of all entries of a part."""
     places, start = [], 0
     for vector in vectors:
         places += [start + dim for dim in vector.dims(part)]
         start += vector.dim
-    return places[0] if len(places) == 1 else None
+    return tuple(places)

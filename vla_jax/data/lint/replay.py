@@ -10,11 +10,12 @@ _ENOUGH = 0.9
 
 @dataclasses.dataclass(frozen=True)
 class ReplayOutcome:
-    """How the recorded actions of some episodes went; `reason` says why none could be run."""
+    """How the recorded actions of some episodes went; `reason` says why none could be run, `fix` what helps."""
 
     successes: int = 0
     total: int = 0
     reason: str = ""
+    fix: str = "keep the initial simulator state of every episode when a set is recorded"
 
 
 Replay = Callable[[], ReplayOutcome]
@@ -26,7 +27,7 @@ def check(replay: Replay, notes: Notes) -> None:
         notes.warning(
             "replay",
             f"the actions were not run again: {outcome.reason}",
-            "keep the initial simulator state of every episode when a set is recorded",
+            outcome.fix,
         )
         return
     notes.fact("replay", f"{outcome.successes} of {outcome.total} episodes succeed again")

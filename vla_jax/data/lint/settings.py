@@ -19,6 +19,7 @@ class Declared:
     gripper_state_dim: int | None = None  # its finger distance or opening
     larger_action_opens: bool | None = None  # the gripper
     larger_state_is_open: bool = True
+    rotation_state_dims: tuple[int, int, int] | None = None  # a rotation vector: axis times angle, radians
 
 
 @dataclasses.dataclass(frozen=True)
