@@ -78,6 +78,26 @@ def test_the_metrics_are_those_of_all_held_out_frames_in_the_robots_units(recipe
     assert metrics == pytest.approx({"validation/loss": 1.0, "validation/action_error": expected.mean()}, rel=1e-5)
 
 
+def test_each_dataset_is_measured_with_the_statistics_of_its_own_training_part(recipe, tmp_path):
+    """The second set is the first with actions three times as large: so is its error."""
+    larger = clean_set(num_episodes=12, num_steps=6)
+    larger.columns["action"] = larger.columns["action"] * np.float32(3)
+    (config,) = recipe.data.datasets
+    folder = write_rlds(larger, tmp_path / "large" / "1.0.0")
+    datasets = (config, dataclasses.replace(config, path=str(folder), embodiment="giant"))
+    recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, datasets=datasets, per_dataset=True))
+    by_dataset = experiment.dataset_statistics(recipe)
+    edges = trained.make_edges(recipe, by_dataset[config.key])
+    for each, statistics in zip(datasets, by_dataset.values(), strict=True):
+        train = DemonstrationDataset(each, edges.normalizer, edges.encode)
+        rows = train.dataset.columns["action"][train.selection.frame(np.arange(train.num_frames))]
+        np.testing.assert_allclose(statistics.actions.mean, rows.mean(0), rtol=1e-4, atol=1e-5)
+        assert statistics.actions.count == train.num_frames < 72
+    metrics = experiment.validation(recipe, StandsStill(), edges, NAMES, by_dataset)({}, 0)
+    found = [metrics[f"validation/{name}/action_error"] for name in ("arm", "giant")]
+    assert found[1] == pytest.approx(3 * found[0], rel=1e-3)
+
+
 def test_without_held_out_episodes_there_is_nothing_to_validate(recipe):
     learner, edges = parts(recipe)
     (config,) = recipe.data.datasets
