@@ -13,15 +13,19 @@ from vla_jax.data.look import view
 
 
 class Balanced(HTMLParser):
-    """Fails on a tag that is closed without being open."""
+    """Fails on a tag that is closed without being open, an attribute given twice, and text that should be escaped."""
 
     void = frozenset({"meta", "img", "link", "br"})
 
     def __init__(self):
-        super().__init__()
+        super().__init__(convert_charrefs=False)
         self.open, self.seen = [], []
 
+    def handle_data(self, data):
+        assert self.open[-1:] == ["style"] or not set(data) & {"<", ">", "&"}
+
     def handle_starttag(self, tag, attributes):
+        assert len({name for name, _ in attributes}) == len(attributes)
         self.seen.append((tag, dict(attributes)))
         if tag not in self.void:
             self.open.append(tag)
@@ -53,6 +57,31 @@ def test_a_page_shows_the_pictures_of_the_chosen_episodes(dataset, tmp_path):
     truth = dataset.pictures["observation/front"][20].astype(int)  # the first frame of episode 1
     assert np.abs(np.asarray(first).astype(int) - truth).mean() < 6
     assert list(tmp_path.joinpath("deep").iterdir()) == [path]
+
+
+REFERENCES = ("for", "headers", "aria-labelledby", "aria-describedby", "aria-controls", "list")
+
+
+def test_whatever_the_page_refers_to_is_in_it(dataset, tmp_path):
+    """Pictures decode to their size, ids are there once, and everything that names one names one that is there."""
+    dataset.damaged = frozenset([0])
+    dataset.words["language_instruction"] = ['say "hi" & <go>'] * dataset.num_frames
+    seen = parsed(view.write_page(dataset, tmp_path / "page.html"))
+    ids = [attributes["id"] for _, attributes in seen if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    named = [name for _, attributes in seen for key in REFERENCES for name in attributes.get(key, "").split()]
+    named += [value[1:] for _, a in seen for value in a.values() if value and re.match(r"#[A-Za-z]", value)]
+    named += re.findall(r"url\(#([^)]+)\)", " ".join(value or "" for _, a in seen for value in a.values()))
+    assert set(named) <= set(ids)
+    sources = [attributes["src"] for tag, attributes in seen if tag == "img"]
+    assert len(sources) == 4 * 2 * 8 - 2  # episodes, cameras, pictures; one frame is damaged
+    for source in sources:
+        kind, _, data = source.partition(";base64,")
+        picture = Image.open(io.BytesIO(base64.b64decode(data, validate=True)))
+        picture.load()  # decodes all of it, and raises where the data end early
+        assert kind == f"data:image/{picture.format.lower()}" and picture.size == (16, 12)
+    numbers = [value for tag, a in seen for key, value in a.items() if key in ("x1", "x2", "y1", "y2")]
+    assert numbers and np.isfinite(np.array(numbers, float)).all()
 
 
 def test_a_page_opens_offline(dataset, tmp_path):
