@@ -20,7 +20,7 @@ import rich.table
 
 from data_pipelines import tabletop
 from vla_jax import experiment
-from vla_jax.core import errors, progress
+from vla_jax.core import errors, files, progress
 from vla_jax.envs.mjx.scene import CONTROL_HZ
 from vla_jax.envs.mjx.tabletop import TabletopConfig
 from vla_jax.evaluation import charts, picture, report, results, statistics
@@ -98,7 +98,7 @@ def run(job: MainJob, console: rich.console.Console) -> None:
             try:
                 steps, unit = stage()
             finally:  # an interrupted stage goes on later; its time counts
-                _write_text(_record_path(folder, name, "seconds"), str(time.monotonic() - start))
+                files.write_text(_record_path(folder, name, "seconds"), str(time.monotonic() - start))
             done = StageRecord(name, time.monotonic() - start, steps, unit)
             _write_json(_record_path(folder, name), dataclasses.asdict(done))
         else:
@@ -306,11 +306,4 @@ def _seconds_before(folder: Path, stage: str) -> float:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    _write_text(path, json.dumps(value, indent=2))
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.incomplete")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    files.write_text(path, json.dumps(value, indent=2))

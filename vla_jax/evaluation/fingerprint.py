@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from vla_jax.core import errors
+from vla_jax.core import errors, files
 from vla_jax.envs import libero_sim
 from vla_jax.envs.libero import LiberoVectorEnv
 from vla_jax.envs.libero_sim import RenderOptions
@@ -66,10 +66,7 @@ class Fingerprint:
         return cls(value["packages"], value["renderer"], RenderOptions(**render), value["init_states"], golden)
 
     def save(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(json.dumps(self.to_json(), indent=1) + "\n")
-        temporary.replace(path)
+        files.write_text(path, json.dumps(self.to_json(), indent=1) + "\n")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from vla_jax.core import errors
+from vla_jax.core import errors, files
 from vla_jax.evaluation import charts, statistics
 from vla_jax.evaluation.charts import Curve
 from vla_jax.evaluation.report_style import CSS
@@ -85,12 +85,8 @@ def films(recording: Recording, instructions: Sequence[str], frames_per_second: 
 
 def write_report(run_dir: Path, report: Report) -> Path:
     """Write `run_dir/report.html`, replacing an older one only when the new one is complete, and return its path."""
-    run_dir = Path(run_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    path = run_dir / "report.html"
-    temporary = path.with_suffix(".html.tmp")
-    temporary.write_text(to_html(report), encoding="utf-8")
-    temporary.replace(path)
+    path = Path(run_dir) / "report.html"
+    files.write_text(path, to_html(report))
     return path
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int32, Int64, UInt32
 
+from vla_jax.core import files
 from vla_jax.data.formats import index_build, index_join, index_workers
 from vla_jax.data.formats.faults import Fault, FaultLog
 from vla_jax.data.formats.index_build import Split
@@ -88,7 +89,7 @@ def _build(split: Split, folder: Path, log: FaultLog, num_workers: int, progress
     waiting = [i for i, path in paths.items() if not path.is_file()]
     waiting.sort(key=lambda i: -_size(split.shards[i]))  # the largest first, so that workers end together
     folder.mkdir(parents=True, exist_ok=True)
-    _write_text(folder / "specs.json", json.dumps([_as_json(spec) for spec in split.specs.values()]))
+    files.write_text(folder / "specs.json", json.dumps([_as_json(spec) for spec in split.specs.values()]))
     jobs = [Job(split.shards[i], paths[i]) for i in waiting]
     for count, number in enumerate(_parts(jobs, tuple(split.specs.values()), num_workers), len(paths) - len(jobs) + 1):
         for fault in index_build.load(jobs[number].part, names=()).faults:
@@ -161,12 +162,6 @@ def _remove_stale(folder: Path, target: Path, parts: set[Path]) -> None:
     for path in folder.iterdir():
         if path.is_dir() and (path / "index.json").is_file() and path != target:
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.incomplete")
-    partial.write_text(text)
-    os.replace(partial, path)
 
 
 def _as_json(spec: FeatureSpec) -> dict:

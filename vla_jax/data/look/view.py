@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int64, UInt8
 from PIL import Image
 
-from vla_jax.core import errors, page_style
+from vla_jax.core import errors, files, page_style
 from vla_jax.data.formats import image_codec
 from vla_jax.data.formats.episodes import EpisodeDataset
 
@@ -61,10 +61,7 @@ def write_page(
         f"{''.join(sections)}</main></body></html>\n"
     )
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".incomplete")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
+    files.write_text(path, page)
     return path
 
 

@@ -21,7 +21,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Int64, UInt8
 
-from vla_jax.core import errors
+from vla_jax.core import errors, files
 from vla_jax.data.formats import image_codec
 from vla_jax.data.formats.episodes import EpisodeDataset
 from vla_jax.data.pictures.resize import PictureSource
@@ -224,9 +224,7 @@ def _read_progress(partial: Path, about: dict) -> dict[str, tuple[int, int]]:
 
 
 def _write_json(path: Path, value: dict) -> None:
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(json.dumps(value, indent=2))
-    os.replace(temporary, path)
+    files.write_text(path, json.dumps(value, indent=2))
 
 
 def _file_name(name: str) -> str:

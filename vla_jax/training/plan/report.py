@@ -2,11 +2,11 @@
 
 import dataclasses
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vla_jax.core import files
 from vla_jax.training.plan.planner import MARGIN, Plan
 
 _HEAD = ("plan", "mesh", "batch", "memory GiB", "fits", "step s", "utilization", "samples/s", "days", "exposed links")
@@ -28,12 +28,7 @@ def to_json(plans: Sequence[Plan], budget: float | None = None) -> list[dict[str
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Through a temporary name, so that a reader never sees half a file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    files.write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def table(plans: Sequence[Plan], budget: float | None = None) -> str:

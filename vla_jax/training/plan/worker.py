@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from vla_jax.core import errors
+from vla_jax.core import errors, files
 
 CACHE = "runs/plan"
 _ERROR = "error"
@@ -88,7 +88,7 @@ def main(arguments: list[str]) -> None:
         texts = [line.split(maxsplit=1) for line in str(error).splitlines()[1:]]
         rows = {row[0]: row[1] for row in texts if len(row) == 2 and row[0] in ("expected", "found", "fix")}
         answer = {_ERROR: {"place": error.place, **rows}}
-    _write(answered, json.dumps(answer))
+    files.write_text(answered, json.dumps(answer))
 
 
 def _answer(request: Request) -> dict[str, Any]:
@@ -130,8 +130,8 @@ def _answer(request: Request) -> dict[str, Any]:
         folder.mkdir(parents=True, exist_ok=True)
         compiled = programs.compile_lowered(lowered)
         if compiled.hlo is not None:
-            _write(folder / "module.hlo", compiled.hlo)
-        _write(folder / "compiled.json", json.dumps(compiled.facts))
+            files.write_text(folder / "module.hlo", compiled.hlo)
+        files.write_text(folder / "compiled.json", json.dumps(compiled.facts))
     return answer | json.loads((folder / "compiled.json").read_text(encoding="utf-8"))
 
 
@@ -151,12 +151,6 @@ def _installed(name: str) -> bool:
     except metadata.PackageNotFoundError:
         return False
     return True
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 if __name__ == "__main__":
