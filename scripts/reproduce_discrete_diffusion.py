@@ -151,8 +151,8 @@ def _entries(name: str, found: dict[str, np.ndarray], seed: int, options: Option
     for cell, values in found.items():
         CONSOLE.print(f"  seed {seed}, {name}: {cell} {values.mean():.1%}")
         interval = statistics.wilson(int(values.sum()), values.size)
-        share = float(values.mean())
-        entry = results.Entry(TABLE, name, cell, (seed,), values.size, share, interval, account, cell)
+        share, count, records = float(values.mean()), values.size, {cell: values.astype(int).tolist()}
+        entry = results.Entry(TABLE, name, cell, (seed,), count, share, interval, account, cell, records)
         entries.append(entry)
     return entries
 
