@@ -1,6 +1,7 @@
 #!/bin/bash
-# Every table of docs/scale.md, into results/plan: one compilation per line, minutes each on a free core. What was
-# compiled is kept in $CACHE (default runs/plan), so running it again only prints. Arguments pick lines by their name.
+# The plans of docs/scale.md and docs/models.md, into results/plan: one compilation each, seconds to minutes on a free
+# core. What was compiled is kept in $CACHE (default runs/plan), so running it again only prints. Arguments pick plans by
+# their name.
 set -eu
 PLAN=${PLAN:-.venv/bin/vla-jax}
 mkdir -p results/plan
@@ -28,3 +29,16 @@ plan pi05_v5e_256 $PI05 --topology v5e:16x16 --mesh data=4,fsdp=64 --batch-size 
 plan pi05_v5p_128 $PI05 --topology v5p:4x4x4 --mesh data=4,fsdp=16 --batch-size 2048
 plan pi05_v5e_16 $PI05 --topology v5e:4x4 --mesh fsdp=16 --batch-size 128 --microbatches 2
 plan pi05_h100_8 $PI05 --topology h100:8 --mesh fsdp=8 --batch-size 256 --microbatches 2 --compiler cpu
+
+# One device: virtual, and one of four under the TPU compiler, which places bfloat16 as an accelerator does.
+ONE=recipes/pi0_droid.py:one_gpu LORA=recipes/pi0_droid.py:lora
+one_device() {
+  plan "$1_h100_1" "${@:2}" --topology h100:1 --compiler cpu
+  plan "$1_v5p_4" "${@:2}" --topology v5p:2x2x1 --mesh data=4 --batch-size "$BATCH"
+}
+BATCH=128
+one_device pi0_full $ONE
+one_device pi0_full_bfloat16 $ONE --tuning.train-in bfloat16
+for kept in float32 bfloat16 int8; do one_device "pi0_lora_$kept" $LORA --tuning.keep-frozen-in $kept; done
+BATCH=4
+for kept in float32 bfloat16 int8; do one_device "pi0_acting_$kept" $PI0 --acting $kept; done
