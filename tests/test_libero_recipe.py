@@ -192,7 +192,8 @@ def test_periodic_evaluation_reports_the_rate(run, fake_libero):
     (tasks,) = policy.recipe.evaluation.envs
     judge = judges.make_judge(tasks, policy.learner, policy.edges, policy.recipe.evaluation)
     names = policy.metadata["action"]["names"]
-    metrics = experiment._evaluator([judge], policy.recipe, policy.learner, policy.edges, names)(policy.params, 2)
+    evaluate = experiment._evaluator([judge], policy.recipe, policy.learner, policy.edges, names, {})
+    metrics = evaluate(policy.params, 2)
     assert set(metrics) == {"eval/success_rate", "eval/return"} and 0 <= metrics["eval/success_rate"] <= 1
 
 
