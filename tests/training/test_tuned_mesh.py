@@ -122,6 +122,14 @@ def alone(base, tmp_path_factory):
     return {name: train(config, ONE, tmp_path_factory.mktemp("one"), base) for name, config in CONFIGS.items()}
 
 
+@pytest.fixture(scope="module")
+def moved(base, tmp_path_factory):
+    """Five steps over data=8, then five more over fsdp=8."""
+    folder = tmp_path_factory.mktemp("moved")
+    train(CONFIGS["float32"], MESHES["data"], folder, base, num_steps=5)
+    return train(CONFIGS["float32"], MESHES["fsdp"], folder, base, num_steps=10)
+
+
 def specs(name, mesh):
     tuned = learner(CONFIGS[name])
     state = jax.eval_shape(tuned.init, jax.random.key(0), Batches().example())
@@ -151,38 +159,36 @@ def test_int8_kernels_are_cut_as_the_kernels_they_stand_for():
     assert found["frozen/layers/out/kernel/values"] == P(None, "tensor", None, "fsdp")
 
 
-@pytest.mark.parametrize(
-    ("name", "mesh"), [("float32", "data"), ("float32", "fsdp"), ("int8", "mixed"), ("bfloat16 kernels", "fsdp")]
-)
-def test_a_tuned_run_on_eight_devices_has_the_curve_of_one(name, mesh, alone, base, tmp_path):
-    single, expected = alone[name]
-    result, losses = train(CONFIGS[name], MESHES[mesh], tmp_path, base)
+def assert_same_run(name, run, alone):
+    (result, losses), (single, expected) = run, alone[name]
     assert len(losses) == 10 and losses[-1] < 0.8 * losses[0]
     np.testing.assert_allclose(losses, expected, rtol=TOLERANCE[name])
-    kernel = jax.tree.leaves(result.state.frozen)[0]
-    assert len(kernel.sharding.device_set) == 8
-    paths = flatten(result.state.params)
+    assert len(jax.tree.leaves(result.state.frozen)[0].sharding.device_set) == 8
+    leaves = flatten(result.state.params)
     for path, leaf in flatten(single.state.params).items():
-        np.testing.assert_allclose(paths[path], leaf, atol=10 * TOLERANCE[name], err_msg=path)
+        np.testing.assert_allclose(leaves[path], leaf, atol=10 * TOLERANCE[name], err_msg=path)
 
 
-def test_a_checkpoint_of_one_mesh_is_gone_on_with_on_another(alone, base, tmp_path):
-    train(CONFIGS["float32"], MESHES["fsdp"], tmp_path, base, num_steps=5)
-    result, losses = train(CONFIGS["float32"], MESHES["data"], tmp_path, base, num_steps=10)
-    np.testing.assert_allclose(losses, alone["float32"][1], rtol=TOLERANCE["float32"])
-    assert dict(jax.tree.leaves(result.state.params)[0].sharding.mesh.shape)["data"] == 8
+@pytest.mark.parametrize(("name", "mesh"), [("int8", "mixed"), ("bfloat16 kernels", "fsdp")])
+def test_a_tuned_run_on_eight_devices_has_the_curve_of_one(name, mesh, alone, base, tmp_path):
+    assert_same_run(name, train(CONFIGS[name], MESHES[mesh], tmp_path, base), alone)
 
 
-def test_adapters_of_a_cut_run_are_saved_alone_and_merge_into_the_policy_that_acted(base, tmp_path):
-    result, _ = train(CONFIGS["float32"], MESHES["mixed"], tmp_path / "run", base)
-    tuned = learner(CONFIGS["float32"])
-    whole, factors = tuned.tuning.separate(result.state.ema_params)
+def test_a_checkpoint_of_one_mesh_goes_on_over_another_along_the_curve_of_one_device(moved, alone):
+    assert_same_run("float32", moved, alone)
+    assert dict(jax.tree.leaves(moved[0].state.params)[0].sharding.mesh.shape)["fsdp"] == 8
+
+
+def test_adapters_of_a_cut_run_are_saved_alone_and_merge_into_the_policy_that_acted(moved, base, tmp_path):
+    state, tuned = moved[0].state, learner(CONFIGS["float32"])
+    whole, factors = tuned.tuning.separate(state.ema_params)
     assert set(flatten(whole)) == {"last/kernel", "last/bias"}
+    assert not factors["layers"]["into"]["kernel"]["a"].is_fully_replicated
     adapters.save(tmp_path / "lora", factors, tuned.tuning.sites)
     loaded = adapters.load(tmp_path / "lora", tuned.tuning.sites)
     merged = adapters.merge({**base, **whole}, loaded, tuned.tuning.sites)
     observation = Batches().example().observation
-    acted = tuned.act(tuned.actor(result.state), jax.random.key(0), observation, ())[0]
+    acted = tuned.act(tuned.actor(state), jax.random.key(0), observation, ())[0]
     again = functional.describe(Regression)[0].bind(jax.device_get(merged)).sample(None, observation)[0]
     np.testing.assert_allclose(again, acted, atol=1e-5)
     untuned = functional.describe(Regression)[0].bind(base).sample(None, observation)[0]

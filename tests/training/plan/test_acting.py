@@ -8,6 +8,7 @@ import pytest
 from tests.nets import examples
 from tests.training.plan import small_recipe
 from vla_jax.core import functional
+from vla_jax.learners.base import LearnerState
 from vla_jax.training.plan import acting, planner, report
 from vla_jax.training.plan.chips import parse_topology
 from vla_jax.training.quantize import num_bytes
@@ -30,7 +31,7 @@ def test_an_update_acts_and_keeps_its_weights():
     program = acting.of_recipe(RECIPE, 2, "float32")
     key, batch = jax.random.key(0), jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), program.batch)
     net, params = examples.init(RECIPE.policy.constructor(), key)
-    state = examples.jit(program.learner.init)(key, batch).replace(params=params)
+    state = LearnerState(jnp.zeros((), jnp.int32), params)
     after, metrics = examples.jit(program.learner.update)(state, key, batch)
     chunks = examples.jit(lambda params: net.bind(params).sample(key, batch.observation)[0])(params)
     np.testing.assert_allclose(metrics["act/actions"], chunks.sum(), rtol=1e-4)
