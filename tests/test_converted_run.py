@@ -25,6 +25,7 @@ from vla_jax.policies.flow import FlowConfig
 from vla_jax.training import trained
 from vla_jax.training.fit import FitConfig
 from vla_jax.training.recipe import DataConfig, EvaluationConfig, PolicyConfig, TextConfig
+from vla_jax.training.sharding import MeshConfig
 
 HORIZON, SIZE = 4, (12, 16)
 PLACES = ((0, 0), (1, 1), (2, 2))  # of the hand: the first three actions move the first three numbers of the state
@@ -61,9 +62,9 @@ def recipe_of(folder, **dataset):
     return dataclasses.replace(
         demo,
         policy=PolicyConfig(backbone, FlowConfig(HORIZON, len(ACTION_NAMES), num_flow_steps=2)),
-        fit=FitConfig(num_train_steps=2, log_every=1, checkpoint_every=2),
+        fit=FitConfig(num_train_steps=2, log_every=1, checkpoint_every=2, mesh=MeshConfig(data=1)),
         evaluation=EvaluationConfig((ENV,), execution_horizon=2, num_episodes=2, batch_size=2),
-        data=DataConfig((data,), batch_size=8, normalization=NormalizationConfig(hidden_state_dims=(0,))),
+        data=DataConfig((data,), batch_size=2, normalization=NormalizationConfig(hidden_state_dims=(0,))),
         text=TextConfig(prompt_length=64),
     )
 
