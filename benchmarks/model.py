@@ -160,7 +160,12 @@ def write(
         "machine": machine,
         "versions": {name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
         | {"openpi": OPENPI_COMMIT},
-        "settings": {name: str(value) for name, value in vars(options).items() if name != "json"}
+        # where things lie on this machine is nobody's business
+        "settings": {
+            name: str(value)
+            for name, value in vars(options).items()
+            if name not in ("json", "venvs", "openpi", "openpi_url")
+        }
         | {"xla_flags": os.environ.get("XLA_FLAGS", "")},
     }
     partial = path.with_suffix(".partial")

@@ -3,6 +3,8 @@
 import dataclasses
 import io
 import json
+import re
+from pathlib import Path
 
 import pytest
 import rich.console
@@ -63,6 +65,14 @@ def test_the_folder_holds_what_the_readme_promises(finished):
     report = (folder / "report.html").read_text()
     assert "data:video" in report or "data:image" in report
     assert "http://" not in report.split("Manifest")[0] and "src='http" not in report
+
+
+def test_the_lines_of_the_readme_run(finished, capsys):
+    folder, _ = finished
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    lines = re.search(r"## Ten lines\n\n```python\n(.*?)```", readme, re.DOTALL).group(1)
+    exec(lines.replace("runs/demo/finetune", str(folder / "finetune")), {})
+    assert capsys.readouterr().out.strip() == "(4, 4, 5)"
 
 
 def test_both_evaluations_are_stored_with_the_same_initial_states(finished):

@@ -119,5 +119,6 @@ def test_a_distribution_flatter_than_the_doubt_ends_at_its_likeliest_tokens():
 
 
 def test_bad_counts_are_refused():
-    with pytest.raises(errors.ConfigError, match="num_rounds=0"):
-        MaskedOptions(num_rounds=0)
+    for options in (MaskedOptions, ReleasedOptions):
+        with pytest.raises(errors.ConfigError, match="num_rounds=0"):
+            options(num_rounds=0)

@@ -24,7 +24,8 @@ def counted_gap(
     Source: PA-RL (arXiv 2412.06685), its released critic.
     """
     every = jnp.concatenate([q_candidates, q_data[..., None]], axis=-1)
-    return temperature * (_logsumexp(every, temperature) - np.log(every.shape[-1])) - q_data
+    total = jax.scipy.special.logsumexp(every / temperature, axis=-1)
+    return temperature * (total - np.log(every.shape[-1])) - q_data
 
 
 def importance_gap(
@@ -41,7 +42,3 @@ def importance_gap(
     weighted = q_candidates / temperature - log_densities[None]
     mean = jax.scipy.special.logsumexp(weighted, axis=-1) - np.log(q_candidates.shape[-1])
     return temperature * mean - q_data
-
-
-def _logsumexp(values: Float[Array, "e b n"], temperature: float) -> Float[Array, "e b"]:
-    return jax.scipy.special.logsumexp(values / temperature, axis=-1)

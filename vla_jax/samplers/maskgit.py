@@ -36,12 +36,7 @@ class MaskedOptions:
     doubt: float = 0.5  # after round s, tokens below doubt * s / T in probability are masked again; 0: none
 
     def __post_init__(self):
-        if self.num_rounds < 1 or self.doubt < 0:
-            raise errors.ConfigError(
-                "MaskedOptions",
-                expected="num_rounds >= 1 and doubt >= 0",
-                found=f"num_rounds={self.num_rounds}, doubt={self.doubt}",
-            )
+        _require(self, self.num_rounds >= 1 and self.doubt >= 0, "num_rounds >= 1 and doubt >= 0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +48,10 @@ class ReleasedOptions:
     schedule: Literal["cosine", "linear"] = "cosine"
     choice_temperature: float = 1.0  # of the Gumbel noise, times 1 - s / T
     remask: bool = False  # known tokens compete, at their probability times 1 - s / T, instead of being safe
+
+    def __post_init__(self):
+        fits = self.num_rounds >= 1 and self.choice_temperature >= 0
+        _require(self, fits, "num_rounds >= 1 and choice_temperature >= 0")
 
 
 class MaskedTrace(struct.PyTreeNode):
@@ -135,3 +134,8 @@ def _best(score: Float[Array, "b n"], left: Int[Array, ""]) -> Bool[Array, "b n"
 
 def _probability_of(probabilities: Float[Array, "b n v"], tokens: Int[Array, "b n"]) -> Float[Array, "b n"]:
     return jnp.take_along_axis(probabilities, tokens[..., None], axis=-1)[..., 0]
+
+
+def _require(options: MaskedOptions | ReleasedOptions, fits: bool, expected: str) -> None:
+    if not fits:
+        raise errors.ConfigError(type(options).__name__, expected=expected, found=options)
