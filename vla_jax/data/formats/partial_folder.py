@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vla_jax.core import errors
+from vla_jax.core import errors, files
 
 _PROGRESS = "progress.json"
 
@@ -57,9 +57,7 @@ class PartialFolder:
         sizes = {str(file.relative_to(self.path)): file.stat().st_size for file in self._files()}
         sizes.pop(_PROGRESS, None)
         progress = {"identity": self._identity, "files": sizes, "notes": notes}
-        new = self.path / f"{_PROGRESS}.incomplete"
-        new.write_text(json.dumps(progress))
-        os.replace(new, self.path / _PROGRESS)
+        files.write_text(self.path / _PROGRESS, json.dumps(progress))
         self._has_progress = True
 
     def complete(self) -> None:
