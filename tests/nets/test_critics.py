@@ -7,7 +7,9 @@ from vla_jax.nets import critics
 
 
 def test_values_depend_on_every_action_of_the_chunk():
-    net, params = functional.init(lambda rngs: critics.ChunkCritic(3, 4, 2, (16, 16), rngs), jax.random.key(0))
+    net, params = functional.init(
+        lambda rngs: critics.ChunkCritic(3, 4, 2, critics.CriticConfig((16, 16)), rngs), jax.random.key(0)
+    )
     features, actions = jnp.ones((1, 3)), jnp.zeros((1, 4, 2))
     gradient = jax.grad(lambda a: net.bind(params)(features, a).sum())(actions)
     assert (jnp.abs(gradient) > 0).all()
@@ -28,7 +30,9 @@ def test_expected_minimum_of_two_of_ten_heads_is_the_analytic_one():
 
 
 def test_many_chunks_of_one_state_are_scored_as_each_alone():
-    net, params = functional.init(lambda rngs: critics.ChunkCritic(3, 4, 2, (16, 16), rngs), jax.random.key(0))
+    net, params = functional.init(
+        lambda rngs: critics.ChunkCritic(3, 4, 2, critics.CriticConfig((16, 16)), rngs), jax.random.key(0)
+    )
     features = jax.random.normal(jax.random.key(1), (5, 3))
     actions = jax.random.normal(jax.random.key(2), (5, 6, 4, 2))
     together = net.bind(params)(features, actions)

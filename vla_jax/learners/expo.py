@@ -159,8 +159,8 @@ class EXPO:
         return state.replace(frozen={})
 
     def _make_critic(self, rngs: nnx.Rngs) -> critics.ChunkCritic:
-        horizon, hidden = self.config.execution_horizon, self.config.hidden_dims
-        return critics.ChunkCritic(self.feature_dim, horizon, self.action_dim, hidden, rngs)
+        config = critics.CriticConfig(self.config.hidden_dims)
+        return critics.ChunkCritic(self.feature_dim, self.config.execution_horizon, self.action_dim, config, rngs)
 
     def _make_edit(self, rngs: nnx.Rngs) -> TanhGaussian:
         in_dim = self.feature_dim + self.chunk_dim

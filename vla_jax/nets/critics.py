@@ -1,41 +1,79 @@
-"""State-action values of action chunks, and the reductions over an ensemble of them.
+"""State-action values of action chunks, state values, and the reductions over an ensemble of them.
 
 An ensemble is `functional.init_ensemble(lambda rngs: ChunkCritic(...), key, n)`; its values carry the ensemble axis `e`
 first.
 """
 
+import dataclasses
 import math
-from collections.abc import Sequence
 
 import jax
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from vla_jax.core.types import Params
-from vla_jax.nets.mlp import MLP
+from vla_jax.nets.mlp import MLP, Activation, Norm, activate
+
+
+@dataclasses.dataclass(frozen=True)
+class CriticConfig:
+    """The network of a critic; the defaults are RLPD's, with three layers (arXiv 2302.02948)."""
+
+    hidden_dims: tuple[int, ...] = (256, 256, 256)
+    norm: Norm = "before"
+    activation: Activation = "relu"
+    output_scale: float = 0.1
+    num_bins: int | None = None  # outputs are logits of a distribution over so many bins (losses/categorical.py)
 
 
 class ChunkCritic(nnx.Module):
     """Q(features, chunk): an MLP with LayerNorm over the features and the flattened chunk.
 
     The first layer keeps the two inputs apart, so that scoring many chunks of one state multiplies its features once.
+    With `num_bins` the values have a last axis of logits.
     """
 
-    def __init__(
-        self, feature_dim: int, action_horizon: int, action_dim: int, hidden_dims: Sequence[int], rngs: nnx.Rngs
-    ):
-        width, chunk_dim = hidden_dims[0], action_horizon * action_dim
+    def __init__(self, feature_dim: int, action_horizon: int, action_dim: int, config: CriticConfig, rngs: nnx.Rngs):
+        width, chunk_dim = config.hidden_dims[0], action_horizon * action_dim
         init = nnx.initializers.normal(math.sqrt(2 / (feature_dim + chunk_dim)))  # He's, for the joint input
         self.from_features = nnx.Linear(feature_dim, width, rngs=rngs, kernel_init=init)
         self.from_actions = nnx.Linear(chunk_dim, width, rngs=rngs, kernel_init=init, use_bias=False)
-        self.norm = nnx.LayerNorm(width, rngs=rngs)
-        self.trunk = MLP(width, hidden_dims[1:], 1, rngs, layer_norm=True, output_scale=0.1)
+        self.norm = None if config.norm == "none" else nnx.LayerNorm(width, rngs=rngs)
+        self.trunk = _mlp(width, config.hidden_dims[1:], config, rngs)
+        self.config = config
 
     def __call__(self, features: Float[Array, "b f"], actions: Float[Array, "b *n h a"]) -> Float[Array, "b *n"]:
         batch, *samples, h, a = actions.shape
         from_features = self.from_features(features).reshape(batch, *(1 for _ in samples), -1)
         x = from_features + self.from_actions(actions.reshape(batch, *samples, h * a))
-        return self.trunk(jax.nn.relu(self.norm(x)))[..., 0]
+        return _values(self.trunk(activate(x, self.norm, self.config.norm, self.config.activation)), self.config)
+
+
+class StateValue(nnx.Module):
+    """V(features), with the layers of a critic."""
+
+    def __init__(self, feature_dim: int, config: CriticConfig, rngs: nnx.Rngs):
+        self.mlp = _mlp(feature_dim, config.hidden_dims, config, rngs)
+        self.config = config
+
+    def __call__(self, features: Float[Array, "*b f"]) -> Float[Array, "*b"]:
+        return _values(self.mlp(features), self.config)
+
+
+def _mlp(in_dim: int, hidden_dims: tuple[int, ...], config: CriticConfig, rngs: nnx.Rngs) -> MLP:
+    return MLP(
+        in_dim,
+        hidden_dims,
+        config.num_bins or 1,
+        rngs,
+        norm=config.norm,
+        activation=config.activation,
+        output_scale=config.output_scale,
+    )
+
+
+def _values(outputs: Float[Array, "*b o"], config: CriticConfig) -> Float[Array, "..."]:
+    return outputs[..., 0] if config.num_bins is None else outputs
 
 
 def random_heads(

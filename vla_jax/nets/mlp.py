@@ -2,14 +2,24 @@
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
+Norm = Literal["none", "before", "after"]  # where LayerNorm stands in a hidden layer, seen from its activation
+Activation = Literal["relu", "tanh", "gelu", "silu"]  # gelu in its tanh form, flax's default
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "relu": jax.nn.relu,
+    "tanh": jax.nn.tanh,
+    "gelu": jax.nn.gelu,
+    "silu": jax.nn.silu,
+}
+
 
 class MLP(nnx.Module):
-    """Hidden layers of linear, optional LayerNorm, activation; then one linear output layer.
+    """Hidden layers of linear, activation and LayerNorm, the latter before or after it; then one linear output layer.
 
     `output_scale` multiplies the initial output kernel: a small one starts a head near zero.
     """
@@ -21,25 +31,31 @@ class MLP(nnx.Module):
         out_dim: int,
         rngs: nnx.Rngs,
         *,
-        layer_norm: bool = False,
-        activation: Callable[[Array], Array] = jax.nn.relu,
+        norm: Norm = "none",
+        activation: Activation = "relu",
         output_scale: float = 1.0,
     ):
         dims = (in_dim, *hidden_dims)
         self.hidden = nnx.List(
             [nnx.Linear(a, b, rngs=rngs, kernel_init=_he_normal) for a, b in itertools.pairwise(dims)]
         )
-        self.norms = nnx.List([nnx.LayerNorm(width, rngs=rngs) for width in hidden_dims] if layer_norm else [])
+        self.norms = nnx.List([nnx.LayerNorm(width, rngs=rngs) for width in hidden_dims] if norm != "none" else [])
         output_init = nnx.initializers.variance_scaling(output_scale**2, "fan_in", "truncated_normal")
         self.output = nnx.Linear(dims[-1], out_dim, rngs=rngs, kernel_init=output_init)
-        self.activation = activation
+        self.norm, self.activation = norm, activation
 
     def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
         for i, layer in enumerate(self.hidden):
-            x = layer(x)
-            x = self.norms[i](x) if self.norms else x
-            x = self.activation(x)
+            x = activate(layer(x), self.norms[i] if self.norms else None, self.norm, self.activation)
         return self.output(x)
+
+
+def activate(x: Float[Array, "*b d"], layer_norm: nnx.LayerNorm | None, norm: Norm, activation: Activation):
+    """The activation of a hidden layer with its norm in place."""
+    if norm == "before":
+        return ACTIVATIONS[activation](layer_norm(x))
+    x = ACTIVATIONS[activation](x)
+    return layer_norm(x) if norm == "after" else x
 
 
 _he_normal = nnx.initializers.he_normal()

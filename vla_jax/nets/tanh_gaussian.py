@@ -26,7 +26,7 @@ class TanhGaussian(nnx.Module):
         scale: float = 1.0,
         initial_log_std: float = 0.0,
     ):
-        self.mlp = MLP(in_dim, hidden_dims, 2 * out_dim, rngs, layer_norm=True, output_scale=0.01)
+        self.mlp = MLP(in_dim, hidden_dims, 2 * out_dim, rngs, norm="before", output_scale=0.01)
         self.scale, self.initial_log_std = scale, initial_log_std
 
     def parameters(self, x: Float[Array, "*b i"]) -> tuple[Float[Array, "*b o"], Float[Array, "*b o"]]:

@@ -1,6 +1,9 @@
-"""What policies that move a noisy chunk share: one suffix token per step of the chunk, and the time told to it."""
+"""What policies that move a noisy chunk share: one suffix token per step of the chunk, and the time told to it.
 
-from typing import Any, Literal
+A backbone that has a `field` of its own (`nets/state_mlp.py`) is asked for it instead: nothing is made of tokens then.
+"""
+
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +15,11 @@ from vla_jax.nets.backbone import Backbone
 from vla_jax.nets.linear import Dense, fan_in, sincos
 
 TimeConditioning = Literal["concat", "adaptive_norm"]  # into the action tokens (pi0), or into every norm (pi0.5)
+
+
+@runtime_checkable
+class HasField(Protocol):
+    def field(self, prefix: Any, x: Float[Array, "b h a"], time: Float[Array, "b"]) -> Float[Array, "b h a"]: ...
 
 
 class ChunkField(nnx.Module):
@@ -27,6 +35,8 @@ class ChunkField(nnx.Module):
     ):
         self.action_horizon, self.action_dim = action_horizon, action_dim
         self.time_conditioning, self.backbone = time_conditioning, backbone
+        if isinstance(backbone, HasField):
+            return
         width = backbone.suffix_width
         self.action_in = Dense(action_dim, width, rngs, axes=(None, "embed"))
         time_inputs = 2 * width if time_conditioning == "concat" else width
@@ -42,6 +52,8 @@ class ChunkField(nnx.Module):
         return self.backbone.features(prefix)
 
     def field(self, prefix: Any, x: Float[Array, "b h a"], time: Float[Array, "b"]) -> Float[Array, "b h a"]:
+        if isinstance(self.backbone, HasField):
+            return self.backbone.field(prefix, x, time)
         tokens = self.action_in(x)
         embedded_time = sincos(time, self.backbone.suffix_width)
         if self.time_conditioning == "concat":

@@ -25,6 +25,7 @@ from vla_jax.learners.imitation import ImitationConfig
 from vla_jax.nets.conv_film import ConvFilm, ConvFilmConfig
 from vla_jax.nets.paligemma import PaliGemma, PaliGemmaConfig
 from vla_jax.nets.qwen_vl import QwenVL, QwenVLConfig
+from vla_jax.nets.state_mlp import StateMLP, StateMLPConfig
 from vla_jax.nets.vla_transformer import VlaTransformer, VlaTransformerConfig
 from vla_jax.policies.base import Policy
 from vla_jax.policies.bins import BinsConfig, BinsPolicy
@@ -42,6 +43,7 @@ _BACKBONES = {
     VlaTransformerConfig: VlaTransformer,
     PaliGemmaConfig: PaliGemma,
     QwenVLConfig: QwenVL,
+    StateMLPConfig: StateMLP,
 }
 _DECODERS = {
     FlowConfig: FlowPolicy,
@@ -85,7 +87,7 @@ class TextConfig:
 class PolicyConfig:
     """A backbone that sees and a decoder that acts; any pair works, but action words need a backbone that writes."""
 
-    backbone: ConvFilmConfig | VlaTransformerConfig | PaliGemmaConfig | QwenVLConfig
+    backbone: ConvFilmConfig | VlaTransformerConfig | PaliGemmaConfig | QwenVLConfig | StateMLPConfig
     decoder: FlowConfig | DiffusionConfig | BinsConfig | DiscreteDiffusionConfig | FastConfig
 
     def constructor(self) -> Callable[[nnx.Rngs], Policy]:
