@@ -10,6 +10,7 @@ from vla_jax.core import errors
 from vla_jax.core.types import PromptTable
 from vla_jax.envs import suites
 from vla_jax.envs.mjx import experts
+from vla_jax.envs.planar.base import PlanarEnv
 
 _EPISODES = 16
 
@@ -25,10 +26,12 @@ def test_every_environment_serves_its_spec_and_its_expert_solves_it(name):
     env = suites.make(config, _prompts(config))
     assert env.spec.name == name and env.spec.instructions == config.instructions
 
+    expert = env.expert if isinstance(env, PlanarEnv) else functools.partial(experts.expert, env)
+
     # Unoptimized code: the compiler takes most of this test's time, the episodes little.
     @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     def act_and_step(states):
-        actions = jax.vmap(lambda state: experts.expert(env, state))(states)
+        actions = jax.vmap(expert)(states)
         return actions, jax.vmap(env.step)(states, actions)
 
     states = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(0), _EPISODES))
