@@ -11,10 +11,11 @@ meaning of done, discount and mask is the same.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Bool, Float, Float32, Int, UInt8
 
 from vla_jax.core import errors
 from vla_jax.core.types import Observation, PromptTable
@@ -39,7 +40,7 @@ class HostChunk:
 
 
 class HostEnv(Protocol):
-    """One environment on the host, in lanes of its own."""
+    """One environment on the host."""
 
     @property
     def spec(self) -> EnvSpec: ...
@@ -56,6 +57,45 @@ class HostEnv(Protocol):
     def close(self) -> None:
         """Let go of the simulator; a second call does nothing."""
         ...
+
+
+@dataclasses.dataclass(frozen=True)
+class VectorChunk:
+    """What executing a chunk in each of `n` lanes gave, as `HostChunk` says of one; observe to see where they are."""
+
+    rewards: Float32[np.ndarray, "n h"]
+    discounts: Float32[np.ndarray, "n h"]
+    mask: Bool[np.ndarray, "n h"]  # all False: the episode had ended before this chunk
+    done: Bool[np.ndarray, "n"]
+    truncated: Bool[np.ndarray, "n"]
+    success: Bool[np.ndarray, "n"]
+
+
+class HostVectorEnv(Protocol):
+    """Lanes that step side by side. Nothing resets itself, and pictures are drawn only by `observe`.
+
+    `done`, `success` and `env_steps` are of the episode that runs or ran last in every lane.
+    """
+
+    spec: EnvSpec
+    done: Bool[np.ndarray, "n"]
+    success: Bool[np.ndarray, "n"]
+    env_steps: Int[np.ndarray, "n"]
+
+    @property
+    def num_lanes(self) -> int: ...
+
+    def reset(
+        self, seeds: Sequence[int], tasks: Sequence[int] | None = None, lanes: Sequence[int] | None = None
+    ) -> None:
+        """Start episodes in `lanes` (all by default). A task is an index into `spec.instructions`."""
+        ...
+
+    def step(self, actions: Float[np.ndarray, "n h a"], lanes: Sequence[int] | None = None) -> VectorChunk: ...
+
+    def observe(self, lanes: Sequence[int] | None = None) -> Observation: ...
+
+    def close(self) -> None: ...
 
 
 def check_chunk(actions: Float[np.ndarray, "h a"], spec: EnvSpec) -> Float32[np.ndarray, "h a"]:
@@ -77,3 +117,50 @@ def no_prompts(spec: EnvSpec) -> PromptTable:
     """A row of one masked token per instruction, for policies that read no language."""
     rows = max(1, len(spec.instructions))
     return PromptTable(tokens=np.zeros((rows, 1), np.int32), mask=np.zeros((rows, 1), bool))
+
+
+def checked_prompts(prompts: PromptTable | None, spec: EnvSpec) -> PromptTable:
+    """`prompts` as numpy, or those of nothing. Raises ConfigError unless there is one row per instruction."""
+    if prompts is None:
+        return no_prompts(spec)
+    if len(prompts.tokens) != len(spec.instructions):
+        raise errors.ConfigError(
+            f"prompts of {spec.name}",
+            expected=f"{len(spec.instructions)} rows, one per instruction",
+            found=f"{len(prompts.tokens)} rows",
+        )
+    return PromptTable(tokens=np.asarray(prompts.tokens), mask=np.asarray(prompts.mask))
+
+
+def observation(
+    images: dict[str, UInt8[np.ndarray, "*b h w 3"]],
+    state: Float32[np.ndarray, "*b s"],
+    tasks: Int[np.ndarray, "*b"],
+    prompts: PromptTable,
+) -> Observation:
+    """What a policy is given, every camera there; row `tasks` of the prompts."""
+    return Observation(
+        images=images,
+        image_mask={name: np.ones(tasks.shape, bool) for name in images},
+        state=state,
+        prompt=prompts.tokens[tasks],
+        prompt_mask=prompts.mask[tasks],
+    )
+
+
+def check_runs(is_running: bool, spec: EnvSpec) -> None:
+    """Raises EnvError where no episode runs."""
+    if not is_running:
+        raise errors.EnvError(f"step of {spec.name}", expected="an episode that runs", found="none", fix="reset first")
+
+
+def checked_lanes(lanes: Sequence[int] | None, num_lanes: int) -> list[int]:
+    """The lanes as a list, all by default."""
+    return list(range(num_lanes)) if lanes is None else [int(lane) for lane in lanes]
+
+
+def check_rows(call: str, spec: EnvSpec, lanes: Sequence[int], **rows: Sequence) -> None:
+    """Raises EnvError unless there is one of each per lane."""
+    if any(len(each) != len(lanes) for each in rows.values()):
+        found = ", ".join(f"{len(each)} {name}" for name, each in rows.items())
+        raise errors.EnvError(f"{call} of {spec.name}", expected=f"{len(lanes)} of each, one per lane", found=found)
