@@ -266,5 +266,23 @@ _DISCRETE_DIFFUSION = TableSpec(
     note="A toy: two equally good chunks of 16 tokens per context. Half of all chunks should be in the upper mode.",
 )
 
-_SPECS = (_DEMO, _TABLETOP_VLA, _LIBERO_OBJECT, _DISCRETE_DIFFUSION)
+_DISCRETE_DIFFUSION_PLACE = TableSpec(
+    name="discrete_diffusion_place",
+    title="Imitation on tabletop/place, by how a chunk is decoded",
+    columns=(_SUCCESS,),
+    rows=(
+        Row("discrete_diffusion", "tokens in 12 rounds, surest first (the paper's decoder)"),
+        Row("released", "the same weights, 12 rounds of the released decoder"),
+        Row("one_shot_argmax", "the same weights, one round, likeliest tokens"),
+        Row("one_shot_sampled", "the same weights, one round, drawn tokens"),
+        Row("autoregressive", "token by token, 40 rounds, a model of its own"),
+        Row("flow", "flow matching, a model of its own"),
+    ),
+    seeds=(0, 1, 2),
+    episodes=256,
+    note="One convolutional backbone, 500 scripted demonstrations and 900 updates for every model; all rows start from "
+    "the same initial states.",
+)
+
+_SPECS = (_DEMO, _TABLETOP_VLA, _LIBERO_OBJECT, _DISCRETE_DIFFUSION, _DISCRETE_DIFFUSION_PLACE)
 TABLES: Registry[TableSpec] = Registry("table", {spec.name: spec for spec in _SPECS})
