@@ -17,8 +17,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Array, Bool, Float, Key
 
+from data_pipelines.finished import is_finished
 from data_pipelines.recorder import Recorder
-from data_pipelines.tabletop import is_finished
 from vla_jax import experiment
 from vla_jax.core import errors, keys
 from vla_jax.core.types import Params

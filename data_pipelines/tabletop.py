@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Array, Float, Key
 
+from data_pipelines.finished import is_finished
 from data_pipelines.recorder import Recorder
 from vla_jax.core import errors, keys
 from vla_jax.core.types import PromptTable
@@ -210,18 +211,3 @@ def _successes(config: TabletopDataConfig, task: str) -> Iterator[Episode]:
                 found=f"{written} of {attempts}",
                 fix="lower noise_max or the randomization",
             )
-
-
-def is_finished(folder: Path, config_hash: str) -> bool:
-    """Whether `folder` holds the dataset of this config. Raises DataError when it holds another."""
-    if not (folder / "dataset_info.json").is_file():
-        return False
-    found = load_info(folder).metadata.get("config_hash")
-    if found != config_hash:
-        raise errors.DataError(
-            f"{folder}: holds a dataset of another config",
-            expected=f"config hash {config_hash}",
-            found=f"{found}; its metadata.json has the config",
-            fix="choose another folder, or delete this one",
-        )
-    return True
