@@ -15,6 +15,7 @@ from vla_jax.envs.base import Env
 from vla_jax.envs.mjx.panda import PandaConfig
 from vla_jax.envs.mjx.tabletop import TabletopConfig
 from vla_jax.envs.mjx.tasks import TASKS
+from vla_jax.envs.planar.reach import ReachConfig
 
 
 class EnvConfig(Protocol):
@@ -28,12 +29,17 @@ class EnvConfig(Protocol):
 
 ENVS: Registry[EnvConfig] = Registry(
     "env",
-    {**{f"tabletop/{task}": TabletopConfig(task) for task in TASKS}, "panda/pick_place": PandaConfig()},
+    {
+        **{f"tabletop/{task}": TabletopConfig(task) for task in TASKS},
+        "panda/pick_place": PandaConfig(),
+        "planar/reach": ReachConfig(),
+    },
 )
 
 SUITES: dict[str, tuple[str, ...]] = {
     "tabletop": ("tabletop/push", "tabletop/lift", "tabletop/place", "tabletop/stack"),
     "panda": ("panda/pick_place",),
+    "planar": ("planar/reach",),
 }
 
 
