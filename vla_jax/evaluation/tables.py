@@ -284,5 +284,36 @@ _DISCRETE_DIFFUSION_PLACE = TableSpec(
     "the same initial states.",
 )
 
-_SPECS = (_DEMO, _TABLETOP_VLA, _LIBERO_OBJECT, _DISCRETE_DIFFUSION, _DISCRETE_DIFFUSION_PLACE)
+_PA_RL_ARMS = {
+    "imitation": "imitation",
+    "critic_only": "PA-RL before experience: critic from demonstrations, frozen policy",
+    "best_of_n": "best of 16 samples, frozen policy, critic trained on experience",
+    "pa_rl_no_ascent": "PA-RL without gradient steps",
+    "pa_rl": "PA-RL",
+    "pa_rl_iql": "PA-RL with IQL's critic",
+}
+_PA_RL_POLICIES = {
+    "diffusion": ("diffusion, 5 levels", tuple(_PA_RL_ARMS)),
+    "flow": ("flow", ("imitation", "critic_only", "pa_rl")),
+    "bins": ("autoregressive bins", ("imitation", "critic_only", "pa_rl")),
+    "discrete_diffusion": ("discrete diffusion", ("imitation", "critic_only", "pa_rl")),
+}
+
+_PA_RL = TableSpec(
+    name="pa_rl",
+    title="PA-RL in the maze of a point, by policy class",
+    columns=(_SUCCESS, Column("policy_alone", "success of one sample of the policy")),
+    rows=tuple(
+        Row(f"{policy}_{arm}", f"{title}: {_PA_RL_ARMS[arm]}", recipe="pa_rl_maze.py")
+        for policy, (title, arms) in _PA_RL_POLICIES.items()
+        for arm in arms
+    ),
+    seeds=(0, 1, 2, 3, 4),
+    episodes=256,
+    note="A toy: 200 demonstrations that are often too late, then 100 episodes. All arms start from the same initial "
+    "states. What acts takes the best of 16 samples by its critic; the second column takes one, so it tells what was "
+    "distilled.",
+)
+
+_SPECS = (_DEMO, _TABLETOP_VLA, _LIBERO_OBJECT, _DISCRETE_DIFFUSION, _DISCRETE_DIFFUSION_PLACE, _PA_RL)
 TABLES: Registry[TableSpec] = Registry("table", {spec.name: spec for spec in _SPECS})
