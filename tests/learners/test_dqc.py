@@ -25,7 +25,7 @@ from vla_jax.samplers.best_of import best_of
 from vla_jax.samplers.flow import EulerOptions, euler
 
 S, A, G, H, B = 5, 2, 3, 3, 8
-WIDTHS = (12, 12)
+WIDTHS = (10, 8)
 CRITIC = CriticConfig(WIDTHS, norm="after", activation="gelu", output_scale=1.0)
 KEY = jax.random.key(0)
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "dqc_update.npz"
@@ -38,14 +38,38 @@ def make(config: DQCConfig, policy: type[FlowPolicy] = FlowPolicy, goal_dim: int
     return DQC(lambda rngs: policy(decoder, StateMLP(backbone, rngs), rngs), A, S, goal_dim, optax.adam(3e-4), config)
 
 
+@functools.cache
+def started(config: DQCConfig, goal_dim: int = G) -> tuple[DQC, dqc.DQCState]:
+    """A learner and a state of random numbers: compiling the real initialization takes longer than all of a test."""
+    learner = make(config, goal_dim=goal_dim)
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(learner.init, KEY)
+    params = jax.tree.map(lambda x: jnp.asarray(0.4 * rng.standard_normal(x.shape), x.dtype), shapes.params)
+    return learner, dqc.DQCState(
+        jnp.zeros((), jnp.int32), params, params["action_critic"], learner.optimizer.init(params)
+    )
+
+
+@functools.cache
+def loss_of(learner: DQC):
+    """(params, target_critic, batch) -> loss, metrics; compiled, since one by one its operations take seconds."""
+    return jax.jit(lambda params, target, batch: learner.loss(params, target, KEY, batch))
+
+
+@functools.cache
+def grads_of(learner: DQC):
+    return jax.jit(lambda params, target, batch: jax.grad(learner.loss, has_aux=True)(params, target, KEY, batch)[0])
+
+
+DECOUPLED = DQCConfig(H, 2, discount=0.9)
+
+
 def observe(state) -> Observation:
     state = jnp.asarray(state)
     return Observation({}, {}, state, jnp.zeros((len(state), 1), jnp.int32), jnp.zeros((len(state), 1), bool))
 
 
-def batch_of(
-    num_steps, success, horizon: int, *, masked: bool = True, key=KEY, batch: int = B, **arrays
-) -> Transitions:
+def batch_of(num_steps, success, horizon: int, *, masked: bool = True, batch: int = B, **arrays) -> Transitions:
     """Chunks that back up over `num_steps`; those cut short say so by their mask, or (all valid) by their discounts."""
     num_steps, success = np.asarray(num_steps), np.asarray(success, bool)
     steps = np.arange(horizon)[None]
@@ -53,16 +77,20 @@ def batch_of(
     discounts = np.where(success[:, None] & (steps >= num_steps[:, None]), 0.0, 1.0)
     if not masked:
         discounts = np.where(~success[:, None] & (steps >= num_steps[:, None]), 1 / 0.99, discounts)
-    keys = jax.random.split(key, 4)
+    rng = np.random.default_rng(1)
+
+    def normal(*shape):
+        return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
     return Transitions(
-        observation=observe(arrays.get("observation", jax.random.normal(keys[0], (batch, S)))),
-        actions=arrays.get("actions", jax.random.uniform(keys[1], (batch, horizon, A), minval=-1, maxval=1)),
+        observation=observe(arrays.get("observation", normal(batch, S))),
+        actions=arrays.get("actions", jnp.tanh(normal(batch, horizon, A))),
         rewards=jnp.asarray(success[:, None] & (steps == num_steps[:, None]), jnp.float32),
         discounts=jnp.asarray(discounts, jnp.float32),
         action_mask=jnp.asarray(mask),
-        next_observation=observe(arrays.get("next_observation", jax.random.normal(keys[2], (batch, S)))),
+        next_observation=observe(arrays.get("next_observation", normal(batch, S))),
         extras={},
-        goal=arrays.get("goal", jax.random.normal(keys[3], (batch, G))),
+        goal=arrays.get("goal", normal(batch, G)),
     )
 
 
@@ -199,12 +227,12 @@ def test_the_chosen_actions_are_those_of_the_released_code(case):
     learner = make(CASES[case], FixedDraws)
     params, _ = authors_params(CASES[case])
     states, goals = fixture()["batch/observations"][:3], jnp.asarray(fixture()["batch/high_value_goals"][:3])
-    candidates, _ = learner.scored(params, KEY, observe(states), goals)
+    candidates, _ = jax.jit(learner.scored)(params, KEY, observe(states), goals)
     theirs = jnp.swapaxes(fixture()["act/candidates"], 0, 1).reshape(candidates.shape)
     np.testing.assert_allclose(candidates, theirs, rtol=1e-4, atol=1e-5)
-    actions, memory = learner.act(params, KEY, observe(states), goals)
+    actions, memory = jax.jit(learner.act)(params, KEY, observe(states), goals)
     np.testing.assert_allclose(actions.reshape(3, -1), fixture()[f"{case}/act/chosen"], rtol=1e-4, atol=1e-5)
-    assert memory is goals
+    np.testing.assert_array_equal(memory, goals)
 
 
 # --- targets and losses in closed form --------------------------------------------------------------------------------
@@ -212,29 +240,31 @@ def test_the_chosen_actions_are_those_of_the_released_code(case):
 
 def test_a_goal_inside_the_chunk_is_worth_its_distance_and_one_outside_what_v_says():
     """Distances 0, 1, 2 of a chunk of 3, then unreachable, then cut off after 2 steps."""
-    learner = make(DQCConfig(H, 1, discount=0.9))
-    params = learner.init(KEY).params
+    learner, state = started(DECOUPLED)
     batch = batch_of([0, 1, 2, 3, 2], [1, 1, 1, 0, 0], H, batch=5)
-    values = jax.nn.sigmoid(
-        learner.value.bind(params["value"])(jnp.concatenate([batch.next_observation.state, batch.goal], axis=-1))
-    )
-    expected = [1, 0.9, 0.81, 0.9**3 * values[3], 0.9**2 * values[4]]
-    np.testing.assert_allclose(learner.targets(params, batch), expected, rtol=1e-5)
+
+    def both(params):
+        inputs = jnp.concatenate([batch.next_observation.state, batch.goal], axis=-1)
+        return jax.nn.sigmoid(learner.value.bind(params["value"])(inputs)), learner.targets(params, batch)
+
+    values, targets = jax.jit(both)(state.params)
+    np.testing.assert_allclose(targets, [1, 0.9, 0.81, 0.9**3 * values[3], 0.9**2 * values[4]], rtol=1e-5)
 
 
 def test_one_step_is_goal_conditioned_iql_with_cross_entropies():
     """Written down once more from IQL's equations: Q on the one-step target, V on an upper quantile of Q'."""
-    learner = make(dqc.one_step(backup_level=0.7, aggregation="min", discount=0.9))
-    state = learner.init(KEY)
+    learner, state = started(dqc.one_step(backup_level=0.7, aggregation="min", discount=0.9))
     slow = jax.tree.map(lambda x: 0.9 * x, state.target_critic)
     batch = batch_of([0, 1, 1, 1, 0, 1, 1, 1], [1, 0, 0, 0, 1, 0, 0, 0], 1)
-    metrics = learner.loss(state.params, slow, KEY, batch)[1]
+    metrics = loss_of(learner)(state.params, slow, batch)[1]
 
+    @jax.jit
     def q_values(params):
         inputs = jnp.concatenate([batch.observation.state, batch.goal], axis=-1)
         heads = [jax.tree.map(lambda x, i=i: x[i], params) for i in range(2)]
         return jnp.stack([learner.action_critic.bind(head)(inputs, batch.actions) for head in heads])
 
+    @jax.jit
     def v(observation):
         return learner.value.bind(state.params["value"])(jnp.concatenate([observation.state, batch.goal], axis=-1))
 
@@ -251,8 +281,7 @@ def test_one_step_is_goal_conditioned_iql_with_cross_entropies():
 
 def distilled(config: DQCConfig, chunk_values: list[float], steps: int = 1500) -> float:
     """Q_a of one beginning where the chunk critic, frozen, gives these values to as many chunks that go on with it."""
-    learner = make(config)
-    state = learner.init(KEY)
+    learner, state = started(config)
     n = len(chunk_values)
     actions = jax.random.uniform(KEY, (n, H, A)).at[:, :1].set(0.3)
     same = dict(observation=jnp.ones((n, S)), next_observation=jnp.ones((n, S)), goal=jnp.ones((n, G)))
@@ -298,19 +327,16 @@ def test_distillation_finds_the_expectile_of_how_a_beginning_goes_on(level):
 
 def test_at_level_one_half_and_equal_lengths_distillation_is_the_identity():
     """With q' = sigmoid(Q_h) as both, Q_a's loss is stationary exactly where its logits are Q_h's."""
-    learner = make(DQCConfig(H, H, distillation_level=0.5))
-    state, batch = learner.init(KEY), batch_of([H] * B, [0] * B, H)
+    learner, state = started(DQCConfig(H, H, distillation_level=0.5))
+    batch = batch_of([H] * B, [0] * B, H)
     params = {**state.params, "action_critic": state.params["chunk_critic"]}
-    grads = jax.grad(lambda p: learner.loss(p, state.target_critic, KEY, batch)[0])(params)["action_critic"]
-    assert optax.global_norm(grads) < 1e-6
-    other = jax.grad(lambda p: learner.loss(p, state.target_critic, KEY, batch)[0])(state.params)["action_critic"]
-    assert optax.global_norm(other) > 1e-3
+    grads, others = (grads_of(learner)(p, state.target_critic, batch)["action_critic"] for p in (params, state.params))
+    assert optax.global_norm(grads) < 1e-6 and optax.global_norm(others) > 1e-3
 
 
 def test_v_is_the_quantile_of_the_action_critic_over_the_actions_of_the_data():
     """Six actions in one state: the loss of V is least at the 0.7-quantile, the fifth smallest of their values."""
-    learner = make(dqc.one_step(backup_level=0.7, aggregation="mean", num_critics=1), goal_dim=0)
-    state = learner.init(KEY)
+    learner, state = started(dqc.one_step(backup_level=0.7, aggregation="mean", num_critics=1), goal_dim=0)
     batch = batch_of([1] * 6, [0] * 6, 1, batch=6, observation=jnp.ones((6, S)))
     target = jax.tree.map(lambda x: 3 * x, state.target_critic)
     q_values = learner._logits(learner.action_critic, target, batch.observation.state, batch.actions)[0]
@@ -322,26 +348,31 @@ def test_v_is_the_quantile_of_the_action_critic_over_the_actions_of_the_data():
         return learner.loss(params, target, KEY, batch)[1]["value/loss"]
 
     levels = jnp.linspace(q_values.min() - 0.1, q_values.max() + 0.1, 2001)
-    least = levels[jax.vmap(loss_at)(levels).argmin()]
+    least = levels[jax.jit(jax.vmap(loss_at))(levels).argmin()]
     assert least == pytest.approx(jnp.sort(q_values)[4].item(), abs=1e-3)
 
 
 def test_every_loss_trains_its_own_network_only():
-    learner = make(DQCConfig(H, 2))
-    state, batch = learner.init(KEY), batch_of([3, 3, 0, 1, 3, 2, 3, 3], [0, 0, 1, 1, 0, 1, 0, 0], H)
+    learner, state = started(DECOUPLED)
+    batch = batch_of([3, 3, 0, 1, 3, 2, 3, 3], [0, 0, 1, 1, 0, 1, 0, 0], H)
     slow = jax.tree.map(lambda x: 0.9 * x, state.target_critic)
-    trains = {"chunk_critic", "action_critic", "value", "policy"}
-    for name in trains:
-        grads = jax.grad(lambda p, name=name: learner.loss(p, slow, KEY, batch)[1][f"{name}/loss"])(state.params)
-        moved = {other for other in trains if optax.global_norm(grads[other]) > 0}
-        assert moved == {name}
-    grads = jax.grad(lambda slow: learner.loss(state.params, slow, KEY, batch)[0])(slow)
-    assert optax.global_norm(grads) == 0
+    trains = ("chunk_critic", "action_critic", "value", "policy")
+
+    @jax.jit
+    def sizes(params, slow):
+        """Of the gradient of every loss in every network, the slow copy last."""
+        losses = lambda params, slow: [learner.loss(params, slow, KEY, batch)[1][f"{name}/loss"] for name in trains]  # noqa: E731
+        by_params, by_slow = jax.jacrev(lambda p, s: jnp.stack(losses(p, s)), argnums=(0, 1))(params, slow)
+        trees = [by_params[name] for name in trains] + [by_slow]
+        norm = jax.vmap(optax.global_norm)
+        return jnp.stack([norm(tree) for tree in trees], axis=1)
+
+    np.testing.assert_array_equal(sizes(state.params, slow) > 0, np.eye(4, 5, dtype=bool))
 
 
 def test_only_the_action_critic_has_a_slow_copy_and_it_follows_by_the_rate():
-    learner = make(DQCConfig(H, 2, target_update_rate=0.25))
-    state, batch = learner.init(KEY), batch_of([3] * B, [0] * B, H)
+    learner, state = started(DQCConfig(H, 2, target_update_rate=0.25))
+    batch = batch_of([3] * B, [0] * B, H)
     assert jax.tree.structure(state.target_critic) == jax.tree.structure(state.params["action_critic"])
     state = state.replace(target_critic=jax.tree.map(lambda x: x - 1, state.params["action_critic"]))
     after, metrics = jax.jit(learner.update)(state, KEY, batch)
@@ -350,15 +381,12 @@ def test_only_the_action_critic_has_a_slow_copy_and_it_follows_by_the_rate():
 
 
 def test_beginnings_that_the_episode_does_not_have_train_neither_the_action_critic_nor_the_policy():
-    learner = make(DQCConfig(H, 2))
-    state = learner.init(KEY)
-    batch = batch_of([3, 3, 3, 1], [0, 0, 0, 0], H, batch=4)  # the last one ends after one of two steps
-    changed = batch.replace(actions=batch.actions.at[3, 1:].set(9.0))
-    grads = [
-        jax.grad(lambda p, b=b: learner.loss(p, state.target_critic, KEY, b)[0])(state.params) for b in (batch, changed)
-    ]
+    learner, state = started(DECOUPLED)
+    batch = batch_of([3, 3, 3, 1] * 2, [0] * B, H)  # every fourth ends after one of two steps
+    changed = batch.replace(actions=batch.actions.at[3::4, 1:].set(9.0))
+    before, after = (grads_of(learner)(state.params, state.target_critic, each) for each in (batch, changed))
     for name in ("action_critic", "value", "policy"):
-        close(grads[0][name], grads[1][name])
+        close(before[name], after[name])
 
 
 # --- acting -----------------------------------------------------------------------------------------------------------
@@ -371,42 +399,42 @@ def test_best_of_takes_each_examples_highest_score():
 
 
 def test_one_candidate_is_behaviour_cloning_and_more_raise_the_expected_value():
-    counts, means = (1, 4, 32), []
-    for count in counts:
-        learner = make(DQCConfig(H, 2, num_candidates=count))
-        params = learner.actor(learner.init(KEY))
-        observation, goal = observe(jax.random.normal(KEY, (64, S))), jnp.ones((64, G))
-        actions, _ = learner.act(params, KEY, observation, goal)
+    observation, goal = observe(jax.random.normal(KEY, (64, S))), jnp.ones((64, G))
+    means = []
+    for count in (1, 4, 32):
+        learner, state = started(dataclasses.replace(DECOUPLED, num_candidates=count))
+
+        def judged(params, learner=learner):
+            actions, _ = learner.act(params, KEY, observation, goal)
+            inputs = jnp.concatenate([observation.state, goal], axis=-1)
+            logits = learner._logits(learner.action_critic, params["action_critic"], inputs, actions)
+            cloned = learner.net.bind(params["policy"]).sample(KEY, observation)[0]
+            return actions, cloned, logits.min(axis=0).mean()
+
+        actions, cloned, value = jax.jit(judged)(learner.actor(state))
+        means.append(value.item())
         if count == 1:
-            policy = learner.net.bind(params["policy"])
-            np.testing.assert_allclose(actions, policy.sample(KEY, observation)[0], rtol=1e-5, atol=1e-6)
-        logits = learner._logits(
-            learner.action_critic,
-            params["action_critic"],
-            jnp.ones((64, S + G)).at[:, :S].set(observation.state),
-            actions,
-        )
-        means.append(logits.min(axis=0).mean().item())
+            np.testing.assert_allclose(actions, cloned, rtol=1e-5, atol=1e-6)
     assert means[0] < means[1] < means[2]
 
 
 def test_the_policy_knows_no_goal_and_the_choice_does():
-    learner = make(DQCConfig(H, 2, num_candidates=16))
-    params = learner.actor(learner.init(KEY))
+    learner, state = started(DECOUPLED)
+    scored = jax.jit(lambda goal: learner.scored(learner.actor(state), KEY, observation, goal))
     observation = observe(jax.random.normal(KEY, (32, S)))
     goals = [jax.random.normal(jax.random.key(i), (32, G)) for i in (1, 2)]
-    (first, first_scores), (second, second_scores) = (learner.scored(params, KEY, observation, goal) for goal in goals)
+    (first, first_scores), (second, second_scores) = (scored(goal) for goal in goals)
     np.testing.assert_array_equal(first, second)
     assert (first_scores.argmax(1) != second_scores.argmax(1)).any()
 
 
 def test_naive_runs_the_beginning_of_what_q_chunking_chooses():
-    whole, part = make(dqc.q_chunking(H)), make(dqc.naive(H, 1))
-    params = whole.actor(whole.init(KEY))
+    (whole, state), (part, _) = started(dqc.q_chunking(H)), started(dqc.naive(H, 1))
+    params = whole.actor(state)
     observation, memory = observe(jnp.ones((2, S))), whole.initial_memory(2)
-    chunk, _ = whole.act(params, KEY, observation, memory)
-    assert chunk.shape == (2, H, A)
-    np.testing.assert_array_equal(part.act(params, KEY, observation, memory)[0], chunk[:, :1])
+    chunk, beginning = (jax.jit(x.act)(params, KEY, observation, memory)[0] for x in (whole, part))
+    assert chunk.shape == (2, H, A) and beginning.shape == (2, 1, A)
+    np.testing.assert_allclose(beginning, chunk[:, :1], rtol=1e-6)
 
 
 # --- data and configs -------------------------------------------------------------------------------------------------
@@ -435,11 +463,11 @@ def test_chunks_and_goals_of_any_trajectories_give_the_targets_of_the_method(len
 
 
 def test_goals_that_are_observations_count_by_their_state():
-    learner = make(DQCConfig(H, 2))
-    state, batch = learner.init(KEY), batch_of([3] * B, [0] * B, H)
-    plain = learner.loss(state.params, state.target_critic, KEY, batch)[0]
-    seen = learner.loss(state.params, state.target_critic, KEY, batch.replace(goal=observe(batch.goal)))[0]
-    assert plain == seen
+    learner, state = started(DECOUPLED)
+    batch = batch_of([3] * B, [0] * B, H)
+    for_states = batch.replace(goal=observe(batch.goal))
+    plain, seen = (loss_of(learner)(state.params, state.target_critic, each)[0] for each in (batch, for_states))
+    np.testing.assert_allclose(plain, seen, rtol=1e-6)
 
 
 def test_sizes_that_do_not_fit_are_refused():
