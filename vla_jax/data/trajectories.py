@@ -26,7 +26,16 @@ from vla_jax.core import errors
 from vla_jax.core.types import Transitions
 
 
-class Trajectories(struct.PyTreeNode):
+class Steps(struct.PyTreeNode):
+    """Rows of an observation and what was done there; `*n` are the first axes of all leaves."""
+
+    observations: Any  # [*n, s], or a pytree of such arrays, for example an `Observation`
+    actions: Float[Array, "*n a"]
+    rewards: Float[Array, "*n"]
+    discounts: Float[Array, "*n"]  # 0 where the action ended the task, 1 elsewhere
+
+
+class Trajectories(Steps):
     """`n` rows, episode after episode. Leaves are device arrays, `n` is their first axis.
 
     The last row of an episode acts only if its discount is 0; otherwise it holds the observation that the episode was
@@ -34,10 +43,6 @@ class Trajectories(struct.PyTreeNode):
     solved while the recording went on) is allowed: nothing behind it counts.
     """
 
-    observations: Any  # [n, s], or a pytree of such arrays, for example an `Observation`
-    actions: Float[Array, "n a"]
-    rewards: Float[Array, "n"]
-    discounts: Float[Array, "n"]  # 0 where the action ended the task, 1 elsewhere
     episode_start: Int[Array, "n"]  # first row of the row's episode
     episode_stop: Int[Array, "n"]  # the row behind its last
     mc_returns: Float[Array, "n"] | None = None  # see trajectory_sets.with_mc_returns
@@ -123,15 +128,26 @@ def chunks_at(trajectories: Trajectories, rows: Int[Array, "*b"], action_horizon
     stops = trajectories.episode_stop[rows]
     steps_end = stops - (trajectories.discounts[stops - 1] != 0)
     index, mask = _window(rows, steps_end, action_horizon)
-    discounts = jnp.cumprod(jnp.where(mask, trajectories.discounts[index], 1.0), axis=-1)
     extras = {} if trajectories.mc_returns is None else {"mc_return": trajectories.mc_returns[rows]}
+    return gather(trajectories, rows, index, mask, jnp.minimum(rows + mask.sum(axis=-1), stops - 1), extras)
+
+
+def gather(
+    steps: Steps,
+    rows: Int[Array, "*b"],
+    index: Int[Array, "*b h"],
+    mask: Bool[Array, "*b h"],
+    next_rows: Int[Array, "*b"],
+    extras: dict[str, Array],
+) -> Transitions:
+    """Chunks that start at `rows`, run the steps `index` where `mask` and lead to `next_rows`, all flat rows."""
     return Transitions(
-        observation=_take(trajectories.observations, rows),
-        actions=trajectories.actions[index],
-        rewards=jnp.where(mask, trajectories.rewards[index], 0.0),
-        discounts=discounts,
+        observation=_take(steps.observations, rows),
+        actions=steps.actions[index],
+        rewards=jnp.where(mask, steps.rewards[index], 0.0),
+        discounts=jnp.cumprod(jnp.where(mask, steps.discounts[index], 1.0), axis=-1),
         action_mask=mask,
-        next_observation=_take(trajectories.observations, jnp.minimum(rows + mask.sum(axis=-1), stops - 1)),
+        next_observation=_take(steps.observations, next_rows),
         extras=extras,
     )
 

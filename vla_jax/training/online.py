@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from vla_jax.core import errors, keys
 from vla_jax.core.types import Metrics, Observation, Params, Transitions
-from vla_jax.data import replay
+from vla_jax.data.replay import device as replay
 from vla_jax.envs.base import Env, EnvState
 from vla_jax.envs.wrappers import BatchedEnv, ChunkedEnv, reset_where
 from vla_jax.training import sharding

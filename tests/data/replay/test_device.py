@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import pytest
 
 from vla_jax.core import errors
-from vla_jax.data import replay
+from vla_jax.data.replay import device as replay
 
 
 def rows(*values):

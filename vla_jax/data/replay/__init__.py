@@ -1,0 +1,6 @@
+"""Replay buffers, on the device and on the host.
+
+device.init, insert, sample        rows of any pytree, in a ring on the device
+windows.init, insert, sample       single steps of environments side by side; n-step returns and chunks made at sampling
+mixing                             several sources in one batch: half demonstrations, half experience
+"""
