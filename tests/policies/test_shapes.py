@@ -16,6 +16,8 @@ with jaxtyping.install_import_hook(
     from vla_jax.policies.diffusion import DiffusionConfig, DiffusionPolicy
     from vla_jax.policies.discrete_diffusion import DiscreteDiffusionConfig, DiscreteDiffusionPolicy
     from vla_jax.policies.flow import FlowConfig, FlowPolicy
+    from vla_jax.policies.gaussian import GaussianConfig, GaussianPolicy
+    from vla_jax.policies.regression import RegressionConfig, RegressionPolicy
 import jax.numpy as jnp
 
 key, (h, a, b) = jax.random.key(0), (4, 2, 3)
@@ -28,6 +30,8 @@ for backbone in examples.BACKBONES:
         lambda rngs: FlowPolicy(FlowConfig(h, a, time_conditioning="adaptive_norm"), backbone(h, True, rngs), rngs),
         lambda rngs: BinsPolicy(BinsConfig(h, uniform_bins(a, 5)), backbone(h * a, False, rngs), rngs),
         lambda rngs: DiffusionPolicy(DiffusionConfig(h, a), backbone(h, False, rngs), rngs),
+        lambda rngs: GaussianPolicy(GaussianConfig(h, a), backbone(h, False, rngs), rngs),
+        lambda rngs: RegressionPolicy(RegressionConfig(h, a), backbone(h, False, rngs), rngs),
         lambda rngs: DiscreteDiffusionPolicy(
             DiscreteDiffusionConfig(h, uniform_bins(a, 5)), backbone(h * a, False, rngs), rngs
         ),

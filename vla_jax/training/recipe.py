@@ -33,6 +33,8 @@ from vla_jax.policies.diffusion import DiffusionConfig, DiffusionPolicy
 from vla_jax.policies.discrete_diffusion import DiscreteDiffusionConfig, DiscreteDiffusionPolicy
 from vla_jax.policies.fast_tokens import FastConfig, FastPolicy
 from vla_jax.policies.flow import FlowConfig, FlowPolicy
+from vla_jax.policies.gaussian import GaussianConfig, GaussianPolicy
+from vla_jax.policies.regression import RegressionConfig, RegressionPolicy
 from vla_jax.training.fit import FitConfig
 from vla_jax.training.online import ReplayConfig
 from vla_jax.training.optimizers import Adam, AdamW
@@ -51,6 +53,8 @@ _DECODERS = {
     BinsConfig: BinsPolicy,
     DiscreteDiffusionConfig: DiscreteDiffusionPolicy,
     FastConfig: FastPolicy,
+    GaussianConfig: GaussianPolicy,
+    RegressionConfig: RegressionPolicy,
 }
 
 
@@ -88,7 +92,15 @@ class PolicyConfig:
     """A backbone that sees and a decoder that acts; any pair works, but action words need a backbone that writes."""
 
     backbone: ConvFilmConfig | VlaTransformerConfig | PaliGemmaConfig | QwenVLConfig | StateMLPConfig
-    decoder: FlowConfig | DiffusionConfig | BinsConfig | DiscreteDiffusionConfig | FastConfig
+    decoder: (
+        FlowConfig
+        | DiffusionConfig
+        | BinsConfig
+        | DiscreteDiffusionConfig
+        | FastConfig
+        | GaussianConfig
+        | RegressionConfig
+    )
 
     def constructor(self) -> Callable[[nnx.Rngs], Policy]:
         backbone, decoder = _BACKBONES[type(self.backbone)], _DECODERS[type(self.decoder)]
