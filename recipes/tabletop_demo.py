@@ -74,6 +74,7 @@ def finetune(folder: str = FOLDER, seed: int = 0) -> Recipe:
         learner=EXPOConfig(
             execution_horizon=EXECUTION_HORIZON,
             edit_scale=0.2,
+            clip_candidates=True,
             num_critics=5,
             hidden_dims=(256, 256),
             discount=0.97 ** (1 / EXECUTION_HORIZON),  # 0.97 per decision

@@ -1,4 +1,4 @@
-"""The card's tests of EXPO, on a two-mode base policy without a network."""
+"""EXPO on a two-mode base policy without a network; its options and other bases are in test_expo_options.py."""
 
 import dataclasses
 
@@ -12,6 +12,7 @@ from flax import nnx
 from vla_jax.core import errors
 from vla_jax.core.types import Observation, Transitions
 from vla_jax.learners.expo import EXPO, Embedded, EXPOConfig
+from vla_jax.samplers.best_of import best_of
 
 H, A, S, B = 2, 1, 3, 8
 
@@ -44,9 +45,10 @@ class TwoModes(nnx.Module):
         return error.sum((1, 2)) / batch.action_mask.sum((1, 2)), {}
 
 
-def make(**overrides) -> EXPO:
-    config = EXPOConfig(execution_horizon=H, num_critics=4, hidden_dims=(16, 16), edit_scale=0.1, **overrides)
-    return EXPO(TwoModes, A, 2 + S, optax.adam(3e-3), optax.adam(1e-2), config)
+def make(encoder=None, policy=TwoModes, **overrides) -> EXPO:
+    defaults = dict(execution_horizon=H, num_critics=4, hidden_dims=(16, 16), edit_scale=0.1)
+    config = EXPOConfig(**defaults | overrides)
+    return EXPO(policy, A, 2 + S, optax.adam(3e-3), optax.adam(1e-2), config, encoder=encoder)
 
 
 def observation(key, batch=B):
@@ -84,33 +86,35 @@ def transitions(key, leading=(1, 1), batch=B, raw=False):
 KEY = jax.random.key(0)
 
 
+def choose(learner, state, inputs, edit_key=KEY):
+    """Candidates, their values, and the chosen one."""
+    candidates = learner.candidates(state.params["edit"], edit_key, inputs.features, inputs.candidates)
+    q_values = learner.score(state.target_critic, KEY, inputs, candidates)
+    return candidates, q_values, best_of(candidates, q_values)
+
+
 def test_without_edit_the_choice_is_best_of_n_of_the_base():
     learner = make(edited=False)
-    state = learner.init(KEY)
-    inputs = embedded(jax.random.key(1))
-    candidates = learner.candidates(state.params["edit"], KEY, inputs)
+    state, inputs = learner.init(KEY), embedded(jax.random.key(1))
+    candidates, q_values, chosen = choose(learner, state, inputs)
     assert candidates.shape == (B, 8, H, A)
-    chosen, q_values = learner.select(state.target_critic, KEY, inputs, candidates)
-    best = q_values.argmax(1)
-    np.testing.assert_array_equal(chosen, inputs.candidates[jnp.arange(B), best])
+    np.testing.assert_array_equal(chosen, inputs.candidates[jnp.arange(B), q_values.argmax(1)])
 
 
 def test_a_vanishing_edit_chooses_the_same_action_as_no_edit():
-    tiny = make()
-    tiny = dataclasses.replace(tiny, config=dataclasses.replace(tiny.config, edit_scale=1e-7))
+    tiny, plain = make(edit_scale=1e-7), make(edited=False)
     state, inputs = tiny.init(KEY), embedded(jax.random.key(1))
-    with_edit = tiny.select(state.target_critic, KEY, inputs, tiny.candidates(state.params["edit"], KEY, inputs))[0]
-    plain = make(edited=False)
-    without = plain.select(state.target_critic, KEY, inputs, inputs.candidates)[0]
+    _, edited_values, with_edit = choose(tiny, state, inputs)
+    _, plain_values, without = choose(plain, state, inputs)
     np.testing.assert_allclose(with_edit, without, atol=1e-5)
+    np.testing.assert_allclose(edited_values, jnp.concatenate([plain_values] * 2, axis=1), atol=1e-5)
 
 
 def test_the_chosen_value_is_at_least_that_of_every_raw_sample():
     learner = make()
-    state, inputs = learner.init(KEY), embedded(jax.random.key(1))
-    candidates = learner.candidates(state.params["edit"], KEY, inputs)
+    inputs = embedded(jax.random.key(1))
+    candidates, q_values, _ = choose(learner, learner.init(KEY), inputs)
     np.testing.assert_array_equal(candidates[:, :8], inputs.candidates)
-    _, q_values = learner.select(state.target_critic, KEY, inputs, candidates)
     assert (q_values.max(1) >= q_values[:, :8].max(1)).all()
 
 
@@ -140,7 +144,7 @@ def test_the_target_bootstraps_from_the_clipped_value_discounted_per_control_ste
 
 def test_softmax_backup_at_infinite_sharpness_without_temperature_is_the_default_backup():
     batch = jax.tree.map(lambda leaf: leaf[0, 0], transitions(KEY))
-    default, sharp = make(), make(backup_inverse_temperature=1e9)
+    default, sharp = make(), make(backup="softmax", softmax_sharpness=1e9)
     state = default.init(KEY)
     state = state.replace(params={**state.params, "log_temperature": jnp.asarray(-100.0)})
     np.testing.assert_allclose(
@@ -158,9 +162,10 @@ def test_selection_and_evaluation_draw_different_subsets():
     for i in range(20):
         key = jax.random.key(i)
         targets = learner.targets(state, key, batch, batch.next_observation)
-        _, select_key, _, _ = jax.random.split(key, 4)
-        candidates = learner.candidates(state.params["edit"], jax.random.split(key, 4)[0], batch.next_observation)
-        q_values = learner.select(state.target_critic, select_key, batch.next_observation, candidates)[1]
+        edit_key, select_key, _, _ = jax.random.split(key, 4)
+        following = batch.next_observation
+        candidates = learner.candidates(state.params["edit"], edit_key, following.features, following.candidates)
+        q_values = learner.score(state.target_critic, select_key, following, candidates)
         different += not jnp.allclose(targets, 0.99**2 * q_values.max(1), atol=1e-6)
     assert different >= 10  # one key for both would give 0; with 4 heads a quarter agree by chance
 
@@ -197,12 +202,32 @@ def test_imitation_leaves_critic_and_edit_alone():
 def test_two_rounds_equal_two_updates_of_one_round():
     learner = make()
     state, batch = learner.init(KEY), transitions(KEY, (2, 2))
-    both, _ = learner.update(state, KEY, batch)
-    keys = jax.random.split(KEY, 2)
+    both, _ = jax.jit(learner.update)(state, KEY, batch)
+    one_round = jax.jit(lambda state, inputs: learner._round(state, inputs)[0])
     one_by_one = state
-    for i in range(2):
-        one_by_one, _ = learner._round(one_by_one, (keys[i], jax.tree.map(lambda leaf, i=i: leaf[i], batch)))
+    for i, key in enumerate(jax.random.split(KEY, 2)):
+        one_by_one = one_round(one_by_one, (key, jax.tree.map(lambda leaf, i=i: leaf[i], batch)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), both.params, one_by_one.params)
+
+
+def test_one_critic_update_per_round_is_one_update_of_each():
+    learner = make(base="imitation")
+    state, batch = learner.init(KEY), transitions(KEY, (1, 1), raw=True)
+    scanned, _ = jax.jit(learner.update)(state, KEY, batch)
+
+    @jax.jit
+    def by_hand(state):
+        critic_key, edit_key, base_key = jax.random.split(jax.random.split(KEY, 1)[0], 3)
+        only = jax.tree.map(lambda leaf: leaf[0, 0], batch)
+        state, _ = learner._critic_step(state, (jax.random.split(critic_key, 1)[0], only))
+        state, _ = learner._edit_step(state, edit_key, only)
+        return learner._base_step(state, base_key, only)[0]
+
+    expected = by_hand(state)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), scanned.params, expected.params)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), scanned.target_critic, expected.target_critic
+    )
 
 
 @pytest.mark.parametrize(("optimum", "expected"), [(0.04, 0.04), (0.5, 0.1)])
@@ -217,8 +242,8 @@ def test_the_edit_finds_the_optimum_inside_its_range_and_saturates_outside(optim
     step = jax.jit(lambda state, key: learner._edit_step(state, key, batch)[0])
     for i in range(600):
         state = step(state, jax.random.key(i))
-    mode = learner.edit.bind(state.params["edit"]).mode(learner._edit_input(batch.observation.features, batch.actions))
-    np.testing.assert_allclose(mode.mean(), expected, atol=0.012)
+    edited = learner.edit.bind(state.params["edit"]).mode(batch.observation.features, batch.actions)
+    np.testing.assert_allclose(edited.mean(), expected, atol=0.012)
 
 
 def test_the_temperature_settles_instead_of_diverging_for_a_small_range():
@@ -238,7 +263,6 @@ def test_a_bandit_with_its_optimum_beside_the_demonstrated_modes_is_solved_only_
         learner = make(edited=edited, num_base_samples=4, initial_temperature=0.01)
         state = learner.init(KEY)
 
-        @jax.jit
         def play(state, key):
             observe_key, embed_key, act_key, update_key = jax.random.split(key, 4)
             actor = learner.actor(state)
@@ -251,9 +275,8 @@ def test_a_bandit_with_its_optimum_beside_the_demonstrated_modes_is_solved_only_
             batch = jax.tree.map(lambda leaf: leaf[None, None], batch)
             return learner.update(state, update_key, batch)[0], rewards.sum(1).mean()
 
-        for i in range(500):
-            state, reward = play(state, jax.random.key(i))
-        return reward
+        _, rewards = jax.lax.scan(play, state, jax.random.split(KEY, 500))
+        return rewards[-1]
 
     with_edit, without = final_reward(True), final_reward(False)
     assert with_edit > without + 0.3, (with_edit, without)
@@ -262,6 +285,11 @@ def test_a_bandit_with_its_optimum_beside_the_demonstrated_modes_is_solved_only_
 def test_impossible_subsets_are_refused():
     with pytest.raises(errors.ConfigError, match="num_min_critics"):
         EXPOConfig(num_critics=2, num_min_critics=3)
+
+
+def test_a_frozen_base_cannot_imitate_successes():
+    with pytest.raises(errors.ConfigError, match="imitate"):
+        EXPOConfig(imitate="success")
 
 
 def test_a_policy_without_prefix_is_refused():

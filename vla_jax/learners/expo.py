@@ -12,19 +12,22 @@ but it cannot move the base.
 
 Everything works on the executed part of a chunk. With `base="frozen"` the base is a constant, so what it makes of an
 observation (features and candidates) is computed once, when the observation is met, and stored in the buffer: updates
-then touch neither pixels nor the flow. The critic sees the policy's own features, so it can be deployed with it.
+then touch neither pixels nor the flow. Critic and edit look at the policy's own features, or through an encoder of
+their own, which the critic's loss trains (the released form for vision-language-action models).
 
-From the paper's code: candidate scoring, losses, order of updates. Unlike the released code: the entropy target counts
-the edit's range (`edit_scale`), without which the temperature diverges for small ranges (the paper's variants differ in
-this); acting for evaluation takes the edit's mode; `base="frozen"`, stored candidates and a `Tuning` of the base are
-ours. Gradients reach the base through its own imitation loss alone, so adapters on it train like any other parameters.
+From the paper's code: candidate scoring, losses, order of updates, which copy of base and critic is asked where. Unlike
+the released code: the entropy target counts the edit's range, without which the temperature diverges for small ranges
+(`entropy_counts_range`; the released variants differ in this); acting for evaluation takes the edit's mode;
+`base="frozen"`, stored candidates and a `Tuning` of the base are ours. Gradients reach the base through its own
+imitation loss alone, so adapters on it train like any other parameters. Batches that are half demonstrations are the
+business of the source (`data/replay/mixing.py`).
 """
 
 import dataclasses
 import math
 from collections.abc import Callable
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -37,8 +40,12 @@ from vla_jax.core.types import Demonstrations, Metrics, Observation, Params, Tra
 from vla_jax.learners.tunable import Tunable, Tuning
 from vla_jax.losses import entropy, td
 from vla_jax.nets import critics
-from vla_jax.nets.tanh_gaussian import TanhGaussian
+from vla_jax.nets.chunk_edit import ChunkEdit
 from vla_jax.policies.base import HasPrefix, Policy, require
+from vla_jax.samplers.best_of import best_of
+
+BaseCopy = Literal["online", "average"]
+CriticCopy = Literal["online", "target"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,20 +54,30 @@ class EXPOConfig:
 
     execution_horizon: int = 4  # steps of a chunk that are run, scored and edited
     base: Literal["frozen", "imitation"] = "frozen"  # imitation: on the replayed chunks, once per round
-    base_ema_decay: float = 0.999  # of the base that acts, when it trains
+    imitate: Literal["all", "success"] = "all"  # success: only rows whose extras["success"] says so
+    base_ema_decay: float = 0.999  # of the averaged copy, when the base trains
+    acting_base: BaseCopy = "average"
+    target_base: BaseCopy = "online"  # whose samples targets choose among
+    acting_critic: CriticCopy = "target"
+    target_choice: CriticCopy = "target"  # the critic that chooses in targets; the target critic judges the choice
     num_base_samples: int = 8
     edited: bool = True  # False: the choice among base samples alone ("best of N")
     edit_scale: float = 0.05  # the edit's range per action entry; entries live in [-1, 1]
-    clip_candidates: bool = True  # edited actions into [-1, 1]; the released code does not
+    clip_candidates: bool = False  # edited actions into [-1, 1]; the released code does not
     num_critics: int = 10
     num_min_critics: int = 2  # heads of each random subset; selection and target draw their own
+    draw_with_replacement: bool = False  # of those heads
     hidden_dims: tuple[int, ...] = (256, 256, 256)
     discount: float = 0.99  # per control step
     target_update_rate: float = 0.005
     value_range: tuple[float, float] | None = None  # of returns, when known: bootstrap values are clipped to it
     initial_temperature: float = 1.0
-    entropy_per_dim: float = -0.5  # target for the edit before scaling; the released -d / 2
-    backup_inverse_temperature: float | None = None  # set: bootstrap from softmax(value * this) instead of the argmax
+    entropy_per_dim: float = -0.5  # target; the released -d / 2
+    entropy_counts_range: bool = True  # the target is for the edit before scaling: log(edit_scale) per dim is added
+    # What targets bootstrap from: the best candidate; one drawn from softmax(sharpness * value), with its entropy; or
+    # the edit of one base sample (without edits: that sample), which is acting without looking ahead.
+    backup: Literal["best", "softmax", "one_sample"] = "best"
+    softmax_sharpness: float = 1.0
 
     def __post_init__(self):
         if not 0 < self.num_min_critics <= self.num_critics:
@@ -69,6 +86,8 @@ class EXPOConfig:
                 expected=f"1 to num_critics = {self.num_critics}",
                 found=self.num_min_critics,
             )
+        if self.imitate == "success" and self.base == "frozen":
+            raise errors.ConfigError("EXPOConfig.imitate", expected="all with base='frozen'", found=self.imitate)
         if self.edit_scale <= 0:
             raise errors.ConfigError(
                 "EXPOConfig.edit_scale",
@@ -81,15 +100,15 @@ class EXPOConfig:
 class Embedded(struct.PyTreeNode):
     """What the base policy makes of an observation, and all that critic and edit look at."""
 
-    features: Float[Array, "b f"]
+    features: Any  # "b f", of the policy; with an encoder of their own the observation
     candidates: Float[Array, "b n h a"]  # base samples, their executed part
 
 
 class EXPOState(struct.PyTreeNode):
     step: Int[Array, ""]  # rounds
-    params: Params  # base (what trains of it), critic, edit, log_temperature
+    params: Params  # base (what trains of it), critic (heads and encoder), edit, log_temperature
     ema_base: Params
-    target_critic: Params
+    target_critic: Params  # heads and encoder
     opt_state: dict[str, optax.OptState]
     frozen: Params = struct.field(default_factory=dict)  # of a tuned base: never changes, and no checkpoint holds it
 
@@ -98,11 +117,13 @@ class EXPOState(struct.PyTreeNode):
 class EXPO:
     policy: Callable[[nnx.Rngs], Policy]
     action_dim: int
-    feature_dim: int  # of `Embedded.features`: the policy's features and the robot state
+    feature_dim: int  # the policy's features and the robot state, or those of `encoder`
     optimizer: optax.GradientTransformation  # critic, edit and temperature, each with its own state
     base_optimizer: optax.GradientTransformation
     config: EXPOConfig = EXPOConfig()
     tuning: Tuning | None = None  # of the base, when it imitates
+    # Of critic and edit, `Observation -> "b f"`. None: the policy's features and the robot state.
+    encoder: Callable[[nnx.Rngs], nnx.Module] | None = None
 
     @cached_property
     def base(self) -> Tunable:
@@ -113,8 +134,12 @@ class EXPO:
         return functional.describe(self._make_critic)[0]
 
     @cached_property
-    def edit(self) -> functional.Net[TanhGaussian]:
+    def edit(self) -> functional.Net[ChunkEdit]:
         return functional.describe(self._make_edit)[0]
+
+    @cached_property
+    def encoder_net(self) -> functional.Net[nnx.Module]:
+        return functional.describe(self.encoder)[0]
 
     @property
     def chunk_dim(self) -> int:
@@ -122,17 +147,20 @@ class EXPO:
 
     @property
     def target_entropy(self) -> float:
-        return self.chunk_dim * (self.config.entropy_per_dim + math.log(self.config.edit_scale))
+        of_range = math.log(self.config.edit_scale) if self.config.entropy_counts_range else 0.0
+        return self.chunk_dim * (self.config.entropy_per_dim + of_range)
 
     # --- state -----------------------------------------------------------------------------------------------------
 
     def init(self, key: Key[Array, ""], example_batch: Transitions | None = None) -> EXPOState:
         """A state around a fresh base; `with_base` gives it a pretrained one."""
-        base_key, critic_key, edit_key = jax.random.split(key, 3)
+        base_key, critic_key, edit_key, encoder_key = jax.random.split(key, 4)
         _, base_params = functional.init(self.policy, base_key)
         require(self.base.net.bind(base_params), HasPrefix)
         frozen, base_params = self.base.split(jax.random.fold_in(base_key, 1), base_params)
-        _, critic = functional.init_ensemble(self._make_critic, critic_key, self.config.num_critics)
+        _, heads = functional.init_ensemble(self._make_critic, critic_key, self.config.num_critics)
+        encoder = {} if self.encoder is None else functional.init(self.encoder, encoder_key)[1]
+        critic = {"heads": heads, "encoder": encoder}
         _, edit = functional.init(self._make_edit, edit_key)
         log_temperature = jnp.log(jnp.asarray(self.config.initial_temperature, jnp.float32))
         params = {"base": base_params, "critic": critic, "edit": edit, "log_temperature": log_temperature}
@@ -162,9 +190,10 @@ class EXPO:
         config = critics.CriticConfig(self.config.hidden_dims)
         return critics.ChunkCritic(self.feature_dim, self.config.execution_horizon, self.action_dim, config, rngs)
 
-    def _make_edit(self, rngs: nnx.Rngs) -> TanhGaussian:
-        in_dim = self.feature_dim + self.chunk_dim
-        return TanhGaussian(in_dim, self.config.hidden_dims, self.chunk_dim, rngs, scale=self.config.edit_scale)
+    def _make_edit(self, rngs: nnx.Rngs) -> ChunkEdit:
+        config = self.config
+        shape = (self.feature_dim, self.chunk_dim, config.hidden_dims)
+        return ChunkEdit(*shape, config.edit_scale, config.clip_candidates, rngs)
 
     # --- the on-the-fly policy ----------------------------------------------------------------------------------------
 
@@ -173,35 +202,38 @@ class EXPO:
         policy = self.base.bind(base_params)
         prefix = policy.prefix(observation)
         chunks = policy.sample_from(key, prefix, self.config.num_base_samples)
+        executed = jnp.swapaxes(chunks, 0, 1)[:, :, : self.config.execution_horizon].astype(jnp.float32)
+        if self.encoder is not None:
+            return Embedded(observation, executed)
         features = jnp.concatenate([policy.features(prefix), observation.state], axis=-1)
-        executed = jnp.swapaxes(chunks, 0, 1)[:, :, : self.config.execution_horizon]
-        return Embedded(features.astype(jnp.float32), executed.astype(jnp.float32))
+        return Embedded(features.astype(jnp.float32), executed)
+
+    def look(self, encoder_params: Params, embedded: Embedded) -> Float[Array, "b f"]:
+        """The features that critic and edit work on."""
+        return embedded.features if self.encoder is None else self.encoder_net.bind(encoder_params)(embedded.features)
 
     def candidates(
-        self, edit_params: Params, key: Key[Array, ""] | None, embedded: Embedded
+        self,
+        edit_params: Params,
+        key: Key[Array, ""] | None,
+        features: Float[Array, "b f"],
+        base: Float[Array, "b n h a"],
     ) -> Float[Array, "b m h a"]:
         """The base samples and, after them, their edits; without a key the edits are the distribution's mode."""
-        base = embedded.candidates
         if not self.config.edited:
             return base
-        edit, x = self.edit.bind(edit_params), self._edit_input(embedded.features, base)
-        delta = edit.mode(x) if key is None else edit.sample(key, x)[0]
-        return jnp.concatenate([base, self._apply_edit(base, delta)], axis=1)
-
-    def select(
-        self, critic_params: Params, key: Key[Array, ""], embedded: Embedded, candidates: Float[Array, "b m h a"]
-    ) -> tuple[Float[Array, "b h a"], Float[Array, "b m"]]:
-        """The candidate with the highest value (minimum over a random subset of heads), and all the values."""
-        q_values = self._subset_value(critic_params, key, embedded.features, candidates)
-        best = q_values.argmax(axis=1)
-        return _take(candidates, best), q_values
+        edit = self.edit.bind(edit_params)
+        edited = edit.mode(features, base) if key is None else edit.sample(key, features, base)[0]
+        return jnp.concatenate([base, edited], axis=1)
 
     def actor(self, state: EXPOState) -> Params:
-        trained = state.ema_base if self.config.base == "imitation" else state.params["base"]
+        averaged = self.config.base == "imitation" and self.config.acting_base == "average"
+        is_target = self.config.acting_critic == "target"
         return {
-            "base": self.base.pack(state.frozen, trained),
+            "base": self.base.pack(state.frozen, state.ema_base if averaged else state.params["base"]),
             "edit": state.params["edit"],
-            "critic": state.target_critic,
+            "encoder": state.params["critic"]["encoder"],  # of the edit, which was trained with it
+            "critic": state.target_critic if is_target else state.params["critic"],
         }
 
     def initial_memory(self, batch_size: int) -> tuple[()]:
@@ -210,10 +242,9 @@ class EXPO:
     def act(
         self, actor_params: Params, key: Key[Array, ""], observation: Observation, memory: tuple[()]
     ) -> tuple[Float[Array, "b h a"], tuple[()]]:
-        embed_key, select_key = jax.random.split(key)
+        embed_key, choose_key = jax.random.split(key)
         embedded = self.embed(actor_params["base"], embed_key, observation)
-        candidates = self.candidates(actor_params["edit"], None, embedded)
-        return self.select(actor_params["critic"], select_key, embedded, candidates)[0], memory
+        return self._choose(actor_params, choose_key, None, embedded), memory
 
     def observe(
         self, actor_params: Params, key: Key[Array, ""], observation: Observation
@@ -224,9 +255,26 @@ class EXPO:
 
     def explore(self, actor_params: Params, key: Key[Array, ""], embedded: Embedded) -> Float[Array, "b h a"]:
         """As `act`, with sampled edits."""
-        edit_key, select_key = jax.random.split(key)
-        candidates = self.candidates(actor_params["edit"], edit_key, embedded)
-        return self.select(actor_params["critic"], select_key, embedded, candidates)[0]
+        edit_key, choose_key = jax.random.split(key)
+        return self._choose(actor_params, choose_key, edit_key, embedded)
+
+    def _choose(
+        self, actor_params: Params, key: Key[Array, ""], edit_key: Key[Array, ""] | None, embedded: Embedded
+    ) -> Float[Array, "b h a"]:
+        features = self.look(actor_params["encoder"], embedded)
+        candidates = self.candidates(actor_params["edit"], edit_key, features, embedded.candidates)
+        return best_of(candidates, self.score(actor_params["critic"], key, embedded, candidates))
+
+    def score(
+        self, critic_params: Params, key: Key[Array, ""], embedded: Embedded, actions: Float[Array, "b *n h a"]
+    ) -> Float[Array, "b *n"]:
+        """Minimum over a random subset of heads; only those are evaluated."""
+        config = self.config
+        heads = critics.random_heads(
+            key, config.num_critics, config.num_min_critics, replace=config.draw_with_replacement
+        )
+        features = self.look(critic_params["encoder"], embedded)
+        return self._q_values(critics.take_heads(critic_params["heads"], heads), features, actions).min(axis=0)
 
     # --- learning -------------------------------------------------------------------------------------------------
 
@@ -259,11 +307,11 @@ class EXPO:
         key, batch = inputs
         target_key, embed_key = jax.random.split(key)
         now = self._embedded(state, embed_key, batch.observation)
-        following = self._embedded(state, embed_key, batch.next_observation)
+        following = self._embedded(state, embed_key, batch.next_observation, self.config.target_base)
         targets = jax.lax.stop_gradient(self.targets(state, target_key, batch, following))
 
         def loss(params: Params):
-            q_values = self._q_values(params, now.features, batch.actions)
+            q_values = self._q_values(params["heads"], self.look(params["encoder"], now), batch.actions)
             return td.squared_error(q_values, targets).mean(), q_values.mean()
 
         (value, mean_q), grads = jax.value_and_grad(loss, has_aux=True)(state.params["critic"])
@@ -278,16 +326,23 @@ class EXPO:
     ) -> Float[Array, "b"]:
         """Return inside the chunk plus the discounted value of the on-the-fly policy after it."""
         edit_key, select_key, value_key, choice_key = jax.random.split(key, 4)
-        candidates = self.candidates(state.params["edit"], edit_key, following)
-        chosen, q_values = self.select(state.target_critic, select_key, following, candidates)
-        bonus = 0.0
-        if self.config.backup_inverse_temperature is not None:
-            log_probs = jax.nn.log_softmax(self.config.backup_inverse_temperature * q_values)
-            index = jax.random.categorical(choice_key, log_probs, axis=-1)
-            chosen = _take(candidates, index)
-            bonus = -jnp.exp(state.params["log_temperature"]) * jnp.take_along_axis(log_probs, index[:, None], 1)[:, 0]
+        config, bonus = self.config, 0.0
+        features = self.look(state.params["critic"]["encoder"], following)
+        candidates = self.candidates(state.params["edit"], edit_key, features, following.candidates)
+        if config.backup == "one_sample":
+            chosen = candidates[:, config.num_base_samples if config.edited else 0]
+        else:
+            choosing = state.target_critic if config.target_choice == "target" else state.params["critic"]
+            scores = self.score(choosing, select_key, following, candidates)
+            if config.backup == "softmax":
+                log_probs = jax.nn.log_softmax(config.softmax_sharpness * scores)
+                drawn = jax.random.categorical(choice_key, log_probs)
+                scores = jax.nn.one_hot(drawn, log_probs.shape[1])
+                entropy_of_drawn = -jnp.take_along_axis(log_probs, drawn[:, None], axis=1)[:, 0]
+                bonus = jnp.exp(state.params["log_temperature"]) * entropy_of_drawn
+            chosen = best_of(candidates, scores)
         # a second random subset, drawn with its own key, judges what the first one chose
-        value = self._subset_value(state.target_critic, value_key, following.features, chosen) + bonus
+        value = self.score(state.target_critic, value_key, following, chosen) + bonus
         if self.config.value_range is not None:
             value = jnp.clip(value, *self.config.value_range)
         returns, factor = td.chunk_return(batch.rewards, batch.discounts, batch.action_mask, self.config.discount)
@@ -297,17 +352,15 @@ class EXPO:
         """The edit of the action in the buffer (not of a fresh sample) towards higher value; then its temperature."""
         embed_key, sample_key = jax.random.split(key)
         embedded = self._embedded(state, embed_key, batch.observation)
+        features = jax.lax.stop_gradient(self.look(state.params["critic"]["encoder"], embedded))
         temperature = jnp.exp(state.params["log_temperature"])
 
         def edit_loss(params: Params):
-            delta, log_prob = self.edit.bind(params).sample(
-                sample_key, self._edit_input(embedded.features, batch.actions)
-            )
-            actions = self._apply_edit(batch.actions, delta)
-            q_values = self._q_values(state.params["critic"], embedded.features, actions).mean(axis=0)
-            return entropy.soft_policy_loss(log_prob, q_values, temperature).mean(), (log_prob, delta)
+            actions, log_prob = self.edit.bind(params).sample(sample_key, features, batch.actions)
+            q_values = self._q_values(state.params["critic"]["heads"], features, actions).mean(axis=0)
+            return entropy.soft_policy_loss(log_prob, q_values, temperature).mean(), (log_prob, actions)
 
-        (value, (log_prob, delta)), grads = jax.value_and_grad(edit_loss, has_aux=True)(state.params["edit"])
+        (value, (log_prob, actions)), grads = jax.value_and_grad(edit_loss, has_aux=True)(state.params["edit"])
         state = self._apply(state, "edit", grads)
 
         def temperature_loss(log_temperature):
@@ -318,7 +371,7 @@ class EXPO:
         state = self._apply(state, "log_temperature", jax.grad(temperature_loss)(state.params["log_temperature"]))
         metrics = {
             "edit/loss": value,
-            "edit/size": jnp.abs(delta).mean(),
+            "edit/size": jnp.abs(actions - batch.actions).mean(),
             "edit/entropy": -log_prob.mean(),
             "edit/temperature": temperature,
         }
@@ -326,6 +379,13 @@ class EXPO:
 
     def _base_step(self, state: EXPOState, key: Key[Array, ""], batch: Transitions) -> tuple[EXPOState, Metrics]:
         """One imitation step on the replayed chunks; entries past the executed part are masked."""
+        weight = jnp.ones(batch.rewards.shape[0])
+        if self.config.imitate == "success":
+            if "success" not in batch.extras:
+                raise errors.ConfigError(
+                    "EXPOConfig.imitate='success'", expected="batches with extras['success']", found=list(batch.extras)
+                )
+            weight = batch.extras["success"].astype(jnp.float32)
 
         def loss(params: Params):
             policy = self.base.bind(self.base.pack(state.frozen, self.base.cast(params)))
@@ -334,8 +394,8 @@ class EXPO:
             mask = jnp.pad(
                 jnp.broadcast_to(batch.action_mask[..., None], batch.actions.shape), ((0, 0), (0, pad), (0, 0))
             )
-            demonstrations = Demonstrations(batch.observation, actions, mask, jnp.ones(actions.shape[0]))
-            return policy.loss(key, demonstrations)[0].mean()
+            losses = policy.loss(key, Demonstrations(batch.observation, actions, mask, weight))[0]
+            return (weight * losses).sum() / jnp.maximum(weight.sum(), 1)
 
         value, grads = jax.value_and_grad(loss)(state.params["base"])
         updates, opt_state = self.base_optimizer.update(grads, state.opt_state["base"], state.params["base"])
@@ -349,36 +409,21 @@ class EXPO:
 
     # --- parts ----------------------------------------------------------------------------------------------------
 
-    def _embedded(self, state: EXPOState, key: Key[Array, ""], observation: Embedded | Observation) -> Embedded:
+    def _embedded(
+        self, state: EXPOState, key: Key[Array, ""], observation: Embedded | Observation, copy: BaseCopy = "online"
+    ) -> Embedded:
         if isinstance(observation, Embedded):
             return observation
-        base = self.base.pack(state.frozen, state.params["base"])
+        averaged = self.config.base == "imitation" and copy == "average"
+        base = self.base.pack(state.frozen, state.ema_base if averaged else state.params["base"])
         return jax.lax.stop_gradient(self.embed(base, key, observation))
 
     def _q_values(
-        self, critic_params: Params, features: Float[Array, "b f"], actions: Float[Array, "b *n h a"]
+        self, heads: Params, features: Float[Array, "b f"], actions: Float[Array, "b *n h a"]
     ) -> Float[Array, "e b *n"]:
-        return functional.apply_ensemble(self.critic, critic_params, lambda critic: critic(features, actions))
-
-    def _subset_value(self, critic_params: Params, key: Key[Array, ""], features, actions) -> Float[Array, "b *n"]:
-        """Minimum over a random subset of heads; only those are evaluated."""
-        heads = critics.random_heads(key, self.config.num_critics, self.config.num_min_critics)
-        return self._q_values(critics.take_heads(critic_params, heads), features, actions).min(axis=0)
-
-    def _edit_input(self, features: Float[Array, "b f"], actions: Float[Array, "b *n h a"]) -> Float[Array, "b *n i"]:
-        flat = actions.reshape(*actions.shape[:-2], self.chunk_dim)
-        features = features.reshape(features.shape[0], *(1 for _ in flat.shape[1:-1]), features.shape[-1])
-        return jnp.concatenate([jnp.broadcast_to(features, (*flat.shape[:-1], features.shape[-1])), flat], axis=-1)
-
-    def _apply_edit(self, actions: Float[Array, "*b h a"], delta: Float[Array, "*b i"]) -> Float[Array, "*b h a"]:
-        edited = actions + delta.reshape(actions.shape)
-        return jnp.clip(edited, -1, 1) if self.config.clip_candidates else edited
+        return functional.apply_ensemble(self.critic, heads, lambda critic: critic(features, actions))
 
     def _apply(self, state: EXPOState, name: str, grads) -> EXPOState:
         updates, opt_state = self.optimizer.update(grads, state.opt_state[name], state.params[name])
         params = {**state.params, name: optax.apply_updates(state.params[name], updates)}
         return state.replace(params=params, opt_state={**state.opt_state, name: opt_state})
-
-
-def _take(candidates: Float[Array, "b m h a"], index: Int[Array, "b"]) -> Float[Array, "b h a"]:
-    return jnp.take_along_axis(candidates, index[:, None, None, None], axis=1)[:, 0]
