@@ -15,6 +15,7 @@ chunk. Terminated and truncated stay apart: a discount is 0 only where the task 
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -56,6 +57,11 @@ class GymnasiumEnv:
         rewards, discounts, mask, done, truncated, success = self._sim.run(host.check_chunk(actions, self.spec))
         self._runs = not done
         return HostChunk(rewards, discounts, mask, done, truncated, success, self._observe())
+
+    @property
+    def unwrapped(self) -> Any:
+        """The Gymnasium environment itself, for diagnostics."""
+        return self._sim.env.unwrapped
 
     def close(self) -> None:
         if not self._is_closed:

@@ -90,10 +90,10 @@ class GymnasiumSim:
     def __init__(self, make: MakeEnv, layout: GymnasiumLayout):
         """`make` must be picklable to run in a worker. Raises EnvError for spaces that the layout does not fit."""
         self._layout = layout
-        self._env = make()
-        self._spaces = _flat_spaces(self._env.observation_space)
-        self.description = _describe(self._env, self._spaces, layout)
-        space = self._env.action_space
+        self.env = make()
+        self._spaces = _flat_spaces(self.env.observation_space)
+        self.description = _describe(self.env, self._spaces, layout)
+        space = self.env.action_space
         self._low, self._high = np.asarray(space.low, np.float64), np.asarray(space.high, np.float64)
         self._observation: Mapping[str, np.ndarray] = {}
         self._steps = 0
@@ -109,7 +109,7 @@ class GymnasiumSim:
                 f"reset of {self.description.name}", expected=f"task < {len(self._layout.instructions)}", found=task
             )
         options = None if self._layout.task_option is None else {self._layout.task_option: task}
-        observation, _ = self._env.reset(seed=int(seed), options=options)
+        observation, _ = self.env.reset(seed=int(seed), options=options)
         self._observation = _flatten(observation)
         self._steps, self._done, self._truncated, self._success = 0, False, False, False
 
@@ -125,8 +125,8 @@ class GymnasiumSim:
             if self._done:
                 break
             scaled = self._low + (np.clip(action, -1.0, 1.0) + 1.0) / 2.0 * (self._high - self._low)
-            space = self._env.action_space
-            observation, reward, terminated, cut, info = self._env.step(scaled.astype(space.dtype).reshape(space.shape))
+            space = self.env.action_space
+            observation, reward, terminated, cut, info = self.env.step(scaled.astype(space.dtype).reshape(space.shape))
             self._observation = _flatten(observation)
             self._steps += 1
             rewards[i], discounts[i], mask[i] = reward, not terminated, True
@@ -144,7 +144,7 @@ class GymnasiumSim:
         """Every camera's picture, by our names."""
         pictures = {}
         for name, key in self._layout.cameras:
-            picture = self._env.render() if key == RENDER else self._observation[key]
+            picture = self.env.render() if key == RENDER else self._observation[key]
             pictures[name] = _checked_picture(np.asarray(picture), self.description, name)
         return pictures
 
@@ -152,7 +152,7 @@ class GymnasiumSim:
         return self.images(), self.state()
 
     def close(self) -> None:
-        self._env.close()
+        self.env.close()
 
     def _succeeded(self, info: Mapping[str, Any]) -> bool:
         key = self._layout.success_key
