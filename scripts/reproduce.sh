@@ -28,5 +28,21 @@ discrete_diffusion_vla() { # a toy, five minutes per seed
   "$bin/vla-jax" table discrete_diffusion_vla
 }
 
-[ $# -gt 0 ] || set -- demo tabletop_vla libero discrete_diffusion_vla
+serl() { # six arms, a minute and a half of one core per arm and seed
+  "$bin/python" scripts/reproduce_serl.py --seeds 0 1 2
+  "$bin/vla-jax" table serl
+}
+
+dqc() { # a chain, a minute of one core per method and seed
+  "$bin/python" scripts/reproduce_dqc.py --seeds 0 1 2 3 4
+  "$bin/vla-jax" table dqc
+}
+
+dqc_ogbench() { # needs the extra ogbench: two trainings per seed, ten minutes of one core each
+  "$bin/python" -m data_pipelines.ogbench generate --env cube-single --steps 100000 --out runs/ogbench/cube-single-play
+  "$bin/python" scripts/reproduce_dqc_ogbench.py --seeds 0 1 2
+  "$bin/vla-jax" table dqc_ogbench
+}
+
+[ $# -gt 0 ] || set -- demo tabletop_vla libero discrete_diffusion_vla serl dqc dqc_ogbench
 for part in "$@"; do "$part"; done

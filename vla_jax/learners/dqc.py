@@ -203,8 +203,7 @@ class DQC:
         distill = _LEANING_LOSSES[self.config.distillation](logits, regressed, self.config.distillation_level)
         losses["action_critic"] = _mean(distill.mean(axis=0), valid)
 
-        slow = self._logits(self.action_critic, target_critic, features, begins)
-        best = jax.lax.stop_gradient(self._aggregate(jax.nn.sigmoid(slow)))
+        best = jax.lax.stop_gradient(self.q_values(target_critic, features, begins))
         values = self.value.bind(params["value"])(features)
         losses["value"] = _mean(_LEANING_LOSSES[self.config.backup](values, best, self.config.backup_level), valid)
 
@@ -268,6 +267,12 @@ class DQC:
         features = self._join(policy.features(prefix), goal)
         logits = self._logits(self.action_critic, actor_params["action_critic"], features, candidates)
         return candidates, self._aggregate(logits)
+
+    def q_values(
+        self, critic_params: Params, features: Float[Array, "b i"], actions: Float[Array, "b *n h a"]
+    ) -> Float[Array, "b *n"]:
+        """Values in [0, 1] of beginnings by an action critic, aggregated over the heads."""
+        return self._aggregate(jax.nn.sigmoid(self._logits(self.action_critic, critic_params, features, actions)))
 
     # --- parts ------------------------------------------------------------------------------------------------------
 

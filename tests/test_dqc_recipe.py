@@ -1,0 +1,42 @@
+"""The recipe of DQC: its policy and learner fit together at every size, and OGBench's states. Nothing is allocated."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from recipes import dqc_ogbench
+from scripts import reproduce_dqc_ogbench
+from vla_jax.core.types import Observation, Transitions
+
+STUDIES = {name: dqc_ogbench.quick(name) for name in dqc_ogbench.METHODS} | {"paper": dqc_ogbench.paper()}
+
+
+def abstract(*shape, dtype=jnp.float32):
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def observation(*leading, state_dim):
+    prompt = abstract(*leading, 1, dtype=jnp.int32)
+    return Observation({}, {}, abstract(*leading, state_dim), prompt, abstract(*leading, 1, dtype=bool))
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_an_update_and_an_action_have_the_recipes_shapes(name):
+    study = STUDIES[name]
+    learner, b, h = reproduce_dqc_ogbench.make(study, 4), 2, study.learner.backup_horizon
+    seen = observation(b, state_dim=study.state_dim)
+    steps, goal = abstract(b, h), abstract(b, study.goal_dim)
+    actions = abstract(b, h, study.action_dim)
+    batch = Transitions(seen, actions, steps, steps, abstract(b, h, dtype=bool), seen, {}, goal)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    state = jax.eval_shape(learner.init, key)
+    after, metrics = jax.eval_shape(learner.update, state, key, batch)
+    assert jax.tree.structure(after) == jax.tree.structure(state) and metrics["loss"].shape == ()
+    chunk, memory = jax.eval_shape(learner.act, learner.actor(state), key, seen, goal)
+    assert chunk.shape == (b, study.learner.steps_run, study.action_dim) and memory.shape == goal.shape
+
+
+def test_the_policy_of_dqc_is_that_of_behaviour_cloning_and_shorter_than_its_backup():
+    study = STUDIES["dqc"]
+    assert study.policy.decoder.action_horizon == 1 < study.learner.backup_horizon
+    assert STUDIES["q_chunking"].policy.decoder.action_horizon == STUDIES["q_chunking"].learner.backup_horizon
