@@ -40,7 +40,8 @@ from vla_jax.policies.flow import FlowConfig, FlowPolicy
 TABLE = "dqc"
 LENGTH, GOAL, HORIZON, DIM = 60, 59, 5, 2
 BACK, SIZE, NOISE = 10, 0.8, 0.05  # of a wrong step, in positions; of an action entry; of what was recorded
-PUSH, BUDGET = 0.2, 60  # chance per step; steps of an episode, twice those of the best way
+PUSHES = {"undisturbed": 0.0, "disturbed": 0.2}  # chance per step
+BUDGET = 60  # steps of an episode, twice those of the best way
 DISCOUNT = 0.97
 SHARED = dict(
     discount=DISCOUNT,
@@ -53,8 +54,8 @@ METHODS = {
     "dqc": DQCConfig(HORIZON, 1, distillation_level=0.99, **SHARED),
     "n_step": dqc.n_step(HORIZON, **SHARED),
     "q_chunking": dqc.q_chunking(HORIZON, **SHARED),
-    "naive": dqc.naive(HORIZON, 1, **SHARED),
 }
+NAIVE = dqc.naive(HORIZON, 1, **SHARED)  # the same training as q_chunking
 CONSOLE = rich.console.Console(highlight=False)
 
 
@@ -62,7 +63,7 @@ CONSOLE = rich.console.Console(highlight=False)
 class Options:
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     methods: tuple[str, ...] = tuple(METHODS)
-    num_train_steps: int = 8000
+    num_train_steps: int = 5000
     batch_size: int = 256
     episodes: int = 256  # of every judgement
     results: str = "results"
@@ -85,13 +86,12 @@ def run(name: str, seed: int, options: Options) -> list[results.Entry]:
     state = train(learner, right, seed, options)
     CONSOLE.print(f"seed {seed}, {name}: {time.monotonic() - began:.0f} s")
     error = values_of(learner, state.params, right) - best_values(right)
-    found = {"error": np.abs(error), "bias": error}
-    found |= {
-        cell: np.asarray(act(learner, learner.actor(state), right, keys.stream(seed, cell), options.episodes, push))
-        for cell, push in (("undisturbed", 0.0), ("disturbed", PUSH))
-    }
-    account = manifest.manifest(seeds=(seed,), recipe=METHODS[name])
-    return [_entry(name, cell, values, seed, account) for cell, values in found.items()]
+    entries = _entries(name, METHODS[name], {"error": np.abs(error), "bias": error}, seed)
+    rows = {name: learner} | ({"naive": make(NAIVE)} if name == "q_chunking" else {})
+    for row, judged in rows.items():
+        success = {cell: act(judged, state, right, seed, push, options.episodes) for cell, push in PUSHES.items()}
+        entries += _entries(row, judged.config, success, seed)
+    return entries
 
 
 # --- the chain --------------------------------------------------------------------------------------------------------
@@ -175,17 +175,17 @@ def make(config: DQCConfig) -> DQC:
 
 def train(learner: DQC, right: Float[np.ndarray, "positions"], seed: int, options: Options) -> dqc.DQCState:
     @functools.partial(jax.jit, donate_argnums=0)
-    def thousand(state, key):
+    def thousand(state, right, key):
         def step(state, key):
             draw_key, update_key = jax.random.split(key)
-            return learner.update(state, update_key, draw(jnp.asarray(right), draw_key, options.batch_size))
+            return learner.update(state, update_key, draw(right, draw_key, options.batch_size))
 
         state, metrics = jax.lax.scan(step, state, jax.random.split(key, 1000))
         return state, jax.tree.map(lambda x: x[-100:].mean(), metrics)
 
     state = learner.init(keys.stream(seed, "init"))
     for block in range(options.num_train_steps // 1000):
-        state, metrics = thousand(state, keys.at_step(keys.stream(seed, "updates"), block))
+        state, metrics = thousand(state, jnp.asarray(right), keys.at_step(keys.stream(seed, "updates"), block))
         values, cloning = (metrics[name].item() for name in ("value/values", "policy/loss"))
         CONSOLE.print(f"  {1000 * (block + 1)} updates: mean value {values:.3f}, policy loss {cloning:.3f}")
     return state
@@ -200,42 +200,43 @@ def values_of(learner: DQC, params: Params, right: Float[np.ndarray, "positions"
 
 
 def act(
-    learner: DQC,
-    params: Params,
-    right: Float[np.ndarray, "positions"],
-    key: Key[Array, ""],
-    episodes: int,
-    push: float,
-) -> Bool[Array, "episodes"]:
+    learner: DQC, state: dqc.DQCState, right: Float[np.ndarray, "positions"], seed: int, push: float, episodes: int
+) -> Bool[np.ndarray, "episodes"]:
     """Whether each episode arrives from position 0 within the budget. A push comes behind a step."""
-    right = jnp.asarray(right)
 
-    def step(position, inputs):
-        action, push_key = inputs
-        position = advance(right, position, action)
-        pushed = jax.random.bernoulli(push_key, push, position.shape) & (position != GOAL)
-        return jnp.where(pushed, jnp.maximum(position - 1, 0), position), None
+    @jax.jit
+    def roll_out(params, right, key):
+        def step(position, inputs):
+            action, push_key = inputs
+            position = advance(right, position, action)
+            pushed = jax.random.bernoulli(push_key, push, position.shape) & (position != GOAL)
+            return jnp.where(pushed, jnp.maximum(position - 1, 0), position), None
 
-    def decide(position, key):
-        act_key, push_key = jax.random.split(key)
-        actions, _ = learner.act(params, act_key, observe(position), learner.initial_memory(episodes))
-        inputs = jnp.swapaxes(actions, 0, 1), jax.random.split(push_key, actions.shape[1])
-        return jax.lax.scan(step, position, inputs)[0], None
+        def decide(position, key):
+            act_key, push_key = jax.random.split(key)
+            actions, _ = learner.act(params, act_key, observe(position), learner.initial_memory(episodes))
+            inputs = jnp.swapaxes(actions, 0, 1), jax.random.split(push_key, actions.shape[1])
+            return jax.lax.scan(step, position, inputs)[0], None
 
-    decisions = BUDGET // learner.config.steps_run
-    start = jnp.zeros(episodes, jnp.int32)
-    return jax.jit(lambda key: jax.lax.scan(decide, start, jax.random.split(key, decisions))[0] == GOAL)(key)
+        decisions = jax.random.split(key, BUDGET // learner.config.steps_run)
+        return jax.lax.scan(decide, jnp.zeros(episodes, jnp.int32), decisions)[0] == GOAL
+
+    return np.asarray(roll_out(learner.actor(state), jnp.asarray(right), keys.stream(seed, "judge")))
 
 
-def _entry(name: str, cell: str, values: np.ndarray, seed: int, account) -> results.Entry:
+def _entries(row: str, config: DQCConfig, found: dict[str, np.ndarray], seed: int) -> list[results.Entry]:
     """Rates with Wilson's interval; of errors, one value per position and a bootstrap over positions."""
-    if values.dtype == bool:
-        interval, values = statistics.wilson(int(values.sum()), values.size), values.astype(int)
-    else:
-        interval, values = statistics.bootstrap_mean(values.astype(np.float64)), values.astype(np.float64).round(5)
-    CONSOLE.print(f"  {cell} {values.mean():.3f} {interval}")
-    mean, records = float(values.mean()), {cell: values.tolist()}
-    return results.Entry(TABLE, name, cell, (seed,), values.size, mean, interval, account, cell, records)
+    account = manifest.manifest(seeds=(seed,), recipe=config)
+    entries = []
+    for cell, values in found.items():
+        if values.dtype == bool:
+            interval, values = statistics.wilson(int(values.sum()), values.size), values.astype(int)
+        else:
+            interval, values = statistics.bootstrap_mean(values.astype(np.float64)), values.astype(np.float64).round(5)
+        CONSOLE.print(f"  {row}: {cell} {values.mean():.3f} {interval}")
+        mean, records = float(values.mean()), {cell: values.tolist()}
+        entries.append(results.Entry(TABLE, row, cell, (seed,), values.size, mean, interval, account, cell, records))
+    return entries
 
 
 def print_verdict(entries: tuple[results.Entry, ...]) -> None:

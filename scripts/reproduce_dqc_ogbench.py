@@ -102,10 +102,9 @@ def train(study: Study, learner: DQC, method: str, seed: int, options: Options) 
     """From the last save on: keys are functions of the step, so a stop changes nothing."""
     trajectories, horizon = load(study.dataset), study.learner.backup_horizon
     starts = chunk_starts(trajectories, horizon, arrives=True)
-    key = keys.stream(seed, "updates")
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def advance(state, trajectories, starts):
+    def advance(state, key, trajectories, starts):
         def step(state, _):
             draw_key, update_key = jax.random.split(keys.at_step(key, state.step))
             batch = goal_batch(trajectories, starts, draw_key, (study.batch_size,), horizon, study.hindsight)
@@ -119,7 +118,7 @@ def train(study: Study, learner: DQC, method: str, seed: int, options: Options) 
         state = serialization.from_bytes(state, path.read_bytes())
     began, first = time.monotonic(), int(state.step)
     while int(state.step) < options.num_train_steps:
-        state, metrics = advance(state, trajectories, starts)
+        state, metrics = advance(state, keys.stream(seed, "updates"), trajectories, starts)
         step = int(state.step)
         if step % 2000 == 0 or step == options.num_train_steps:
             _save(path, serialization.to_bytes(state))

@@ -372,7 +372,7 @@ _DQC = TableSpec(
     ),
     seeds=(0, 1, 2, 3, 4),
     episodes=256,
-    note="Q of the good beginning from each of 59 positions (59 values per seed in those two columns), of the whole good "
+    note="Q of the good beginning from each of 59 positions, 59 per seed in these two columns; of the whole good "
     "chunk where Q scores chunks. The exact values are found by iteration.",
 )
 
@@ -400,7 +400,7 @@ _DQC_OGBENCH = TableSpec(
     ),
     seeds=(0, 1, 2),
     episodes=250,
-    note="Ours: networks of 2 x 256, batch 256, 100,000 transitions of OGBench's oracle generated here, five tasks of the "
+    note="Ours: networks of 2 x 256, batch 256, 100,000 transitions of OGBench's oracle made here, five tasks of the "
     "easiest scene. The paper's: networks of 4 x 1024, batch 4096, 1M steps, 100M transitions. Not comparable.",
 )
 
