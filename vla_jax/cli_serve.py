@@ -9,7 +9,8 @@ import rich.console
 import tyro
 
 from vla_jax.core import errors, runtime
-from vla_jax.serving import limits, robots, server
+from vla_jax.core.access import bind, make_access
+from vla_jax.serving import robots, server
 from vla_jax.serving.acting import BatchActor
 from vla_jax.serving.batching import BatchingConfig
 from vla_jax.serving.keys import RequestReader
@@ -51,14 +52,14 @@ def serve(checkpoint: str, options: Serve, console: rich.console.Console) -> Non
     if options.guidance_weight is not None and not options.realtime:
         raise errors.ConfigError("--guidance-weight", expected="--realtime True, which it belongs to", found="none")
     robot = None if options.robot is None else robots.load(options.robot)
-    access = limits.make_access(
+    access = make_access(
         options.host,
         api_key_file=options.api_key_file,
         tls_certificate=options.tls_certificate,
         tls_key=options.tls_key,
         allow_anonymous=options.allow_anonymous,
     )
-    sock = server.bind(options.host, options.server.port)
+    sock = bind(options.host, options.server.port)
     runtime.enable_compile_cache()
     policy = trained.load(checkpoint, dataset=options.dataset, base=options.base)
     guidance = guidance_of(policy, options.guidance_weight) if options.realtime else None

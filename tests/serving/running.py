@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 from websockets.sync.client import connect
 
-from vla_jax.core import errors
-from vla_jax.serving import server, wire
-from vla_jax.serving.limits import Access
+from vla_jax.core import errors, wire
+from vla_jax.core.access import Access, bind
 from vla_jax.serving.server import PolicyServer, ServerConfig
 
 TIMEOUT = 20  # seconds: far above what anything here takes
@@ -74,7 +73,7 @@ def running(config=None, access=None, batching=None, actor=None, port=0, read=re
     actor, access = actor or Double(), access or Access()
     free = getattr(actor, "free", threading.Event())
     serving = PolicyServer(read, actor, metadata, access, dataclasses.replace(config or _FAST, **changes), batching)
-    sock, ready, finished = server.bind("127.0.0.1", port), queue.Queue(), queue.Queue()
+    sock, ready, finished = bind("127.0.0.1", port), queue.Queue(), queue.Queue()
 
     async def main():
         stop, loop = asyncio.Event(), asyncio.get_running_loop()

@@ -6,8 +6,9 @@ import pytest
 
 from tests.serving.running import METADATA, running
 from vla_jax.core import errors
-from vla_jax.serving.client import Backoff, ChunkPlayer, ClientConfig, PolicyClient
-from vla_jax.serving.limits import Access, ApiKey
+from vla_jax.core.access import Access, ApiKey
+from vla_jax.core.backoff import Backoff
+from vla_jax.serving.client import ChunkPlayer, ClientConfig, PolicyClient
 from vla_jax.serving.robots import Robot
 
 QUICK = ClientConfig(open_timeout=5, answer_timeout=5, backoff=Backoff(first=0.01, longest=0.05, give_up=0.5))

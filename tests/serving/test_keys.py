@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.serving import toy_policy
-from vla_jax.core import errors
+from vla_jax.core import errors, wire
 from vla_jax.data.formats import image_codec
 from vla_jax.data.pictures.resize import resize
-from vla_jax.serving import keys, wire
+from vla_jax.serving import keys
 from vla_jax.serving.keys import RequestReader
 from vla_jax.training import trained
 

@@ -16,10 +16,10 @@ import pytest
 from tests.serving import toy_policy
 from tests.serving.process import BINARY, Stream
 from tests.serving.running import Double, running
-from vla_jax.serving import wire
+from vla_jax.core import wire
+from vla_jax.core.access import Access, ApiKey
 from vla_jax.serving.acting import BatchActor
 from vla_jax.serving.keys import Request, RequestReader
-from vla_jax.serving.limits import Access, ApiKey
 from vla_jax.serving.served import metadata_of
 
 ROOT = Path(__file__).parent.parent.parent

@@ -14,8 +14,8 @@ from tests.serving import process, toy_policy
 from tests.serving.process import BINARY, TEXT, exchange
 from tests.serving.running import ask
 from vla_jax import cli
+from vla_jax.core import wire
 from vla_jax.data.open import open_dataset
-from vla_jax.serving import wire
 from vla_jax.serving.client import ChunkPlayer, ClientConfig, PolicyClient
 from vla_jax.serving.keys import RequestReader
 from vla_jax.serving.recording import EpisodeRecorder

@@ -5,10 +5,10 @@ import pytest
 
 from tests.serving import toy_policy
 from vla_jax import cli, cli_serve
-from vla_jax.core import errors
+from vla_jax.core import errors, wire
 from vla_jax.envs import libero_sim
 from vla_jax.samplers.guided import GuidanceOptions
-from vla_jax.serving import robots, wire
+from vla_jax.serving import robots
 from vla_jax.serving.keys import RequestReader
 from vla_jax.serving.robots import Robot
 from vla_jax.serving.served import guidance_of, metadata_of

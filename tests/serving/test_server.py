@@ -16,10 +16,9 @@ from websockets.sync.client import connect
 
 from tests.serving.process import UPGRADE
 from tests.serving.running import TIMEOUT, ask, running
-from vla_jax.core import errors
-from vla_jax.serving import server, wire
+from vla_jax.core import errors, wire
+from vla_jax.core.access import Access, ApiKey, bind, make_access
 from vla_jax.serving.batching import BatchingConfig
-from vla_jax.serving.limits import Access, ApiKey, make_access
 from vla_jax.serving.server import ServerConfig
 
 KEY = "0123456789abcdef"
@@ -115,7 +114,7 @@ def test_health_and_metrics_are_plain_http(shared):
 def test_nobody_is_let_in_before_everything_is_ready():
     """The socket is bound early, so that a port that is taken is known before minutes of compiling, and listens late:
     until then a health check is refused, as a balancer wants it."""
-    sock = server.bind("127.0.0.1", 0)
+    sock = bind("127.0.0.1", 0)
     address = f"ws://127.0.0.1:{sock.getsockname()[1]}"
     with pytest.raises(urllib.error.URLError, match="refused"):
         get(address, "/healthz")
@@ -202,7 +201,7 @@ def test_the_rate_of_a_key_is_its_own_wherever_it_asks_from():
 
 def test_a_port_that_is_taken_is_named(shared):
     with pytest.raises(errors.ConfigError, match=f"port {shared.port}"):
-        taken = server.bind("127.0.0.1", shared.port)
+        taken = bind("127.0.0.1", shared.port)
         taken.listen()
 
 
@@ -281,7 +280,7 @@ SLOW_SERVER = """
 import time
 from tests.serving.running import Double, read
 from vla_jax.serving import server
-from vla_jax.serving.limits import Access
+from vla_jax.core.access import Access, bind
 
 class Slow(Double):
     def run(self, requests):
@@ -290,7 +289,7 @@ class Slow(Double):
         return super().run(requests)
 
 serving = server.PolicyServer(read, Slow(), {}, Access(), server.ServerConfig(port=0))
-finished = server.serve_until_signal(serving, server.bind("127.0.0.1", 0), lambda address: print(address, flush=True))
+finished = server.serve_until_signal(serving, bind("127.0.0.1", 0), lambda address: print(address, flush=True))
 raise SystemExit(0 if finished else 1)
 """
 

@@ -18,30 +18,16 @@ from jaxtyping import Float32
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from vla_jax.core import errors
+from vla_jax.core import errors, wire
+from vla_jax.core.backoff import Backoff
 from vla_jax.data.formats import image_codec
-from vla_jax.serving import robots, wire
+from vla_jax.serving import robots
 from vla_jax.serving.latency import LatencyMeter, split
 from vla_jax.serving.recording import EpisodeRecorder
 from vla_jax.serving.robots import Robot
 
 _LOST = (ConnectionClosed, OSError, TimeoutError, InvalidHandshake)
 _NEVER = (401, 403, 404)  # HTTP answers that trying again does not change
-
-
-@dataclasses.dataclass(frozen=True)
-class Backoff:
-    """How often a lost server is tried again: after `first` seconds, then `factor` times as long, up to `longest`; each
-    wait is drawn from its upper half, so that a fleet does not come back in one moment."""
-
-    first: float = 0.1
-    factor: float = 2.0
-    longest: float = 5.0
-    give_up: float = 30.0  # seconds without a connection
-
-    def wait(self, attempt: int, draw: float) -> float:
-        """Seconds before attempt 1, 2, ...; `draw` in [0, 1)."""
-        return min(self.longest, self.first * self.factor ** (attempt - 1)) * (0.5 + 0.5 * draw)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,9 +19,9 @@ from jaxtyping import Bool, Float, Float32, Int, UInt8
 
 from vla_jax.core import errors
 from vla_jax.core.images import average_blocks
+from vla_jax.core.wire import Value
 from vla_jax.data.formats import image_codec
 from vla_jax.data.pictures.resize import Fit, resize
-from vla_jax.serving.wire import Value
 from vla_jax.training.recipe import Recipe
 from vla_jax.training.trained import Edges, TrainedPolicy
 

@@ -30,13 +30,12 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request as HttpRequest
 from websockets.http11 import Response
 
-from vla_jax.core import errors
-from vla_jax.serving import wire
+from vla_jax.core import errors, wire
+from vla_jax.core.access import Access, RateLimit
 from vla_jax.serving.acting import Chunk
 from vla_jax.serving.batching import Answer, Batcher, BatchingConfig
 from vla_jax.serving.keys import Request
 from vla_jax.serving.latency import TIMING_KEYS
-from vla_jax.serving.limits import Access, RateLimit
 from vla_jax.serving.metrics import CONTENT_TYPE, Metrics
 
 _log = logging.getLogger(__name__)
@@ -299,23 +298,6 @@ def _only(headers: Headers, name: str) -> str | None:
     """The header, if it is there once."""
     values = headers.get_all(name)
     return values[0] if len(values) == 1 else None
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A bound socket that does not listen yet: a port that is taken is known before minutes of compiling.
-
-    Raises ConfigError when the address cannot be had.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        sock = socket.socket(family, kind, protocol)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(address)
-    except OSError as error:
-        raise errors.ConfigError(
-            f"cannot listen on {host} port {port}", found=error, fix="choose another --port; 0 takes any free one"
-        ) from error
-    return sock
 
 
 def serve_until_signal(server: PolicyServer, sock: socket.socket, on_ready: Callable[[str], None]) -> bool:

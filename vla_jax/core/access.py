@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import ipaddress
 import os
+import socket
 import ssl
 import time
 from collections.abc import Callable
@@ -120,6 +121,23 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A bound socket that does not listen yet: a port that is taken is known before minutes of compiling.
+
+    Raises ConfigError when the address cannot be had.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        sock = socket.socket(family, kind, protocol)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+    except OSError as error:
+        raise errors.ConfigError(
+            f"cannot listen on {host} port {port}", found=error, fix="choose another --port; 0 takes any free one"
+        ) from error
+    return sock
 
 
 def _tls(certificate: str | None, key: str | None) -> ssl.SSLContext | None:

@@ -5,8 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from vla_jax.core import errors
-from vla_jax.serving import wire
+from vla_jax.core import errors, wire
 
 DTYPES = ["|b1", "|u1", "|i1", "<u2", "<i4", ">i4", "<i8", "<u8", "<f2", "<f4", ">f4", "<f8"]
 arrays = st.sampled_from(DTYPES).flatmap(

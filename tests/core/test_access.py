@@ -1,8 +1,8 @@
 import pytest
 
+from vla_jax.core import access as rules
 from vla_jax.core import errors
-from vla_jax.serving import limits
-from vla_jax.serving.limits import Access, ApiKey, RateLimit, is_loopback, make_access
+from vla_jax.core.access import Access, ApiKey, RateLimit, is_loopback, make_access
 
 KEY = "0123456789abcdef"
 
@@ -79,8 +79,8 @@ def test_a_file_of_keys_that_cannot_be_meant_is_refused_without_saying_one(tmp_p
 def test_every_key_is_compared_to_its_end_whichever_is_right(monkeypatch):
     """A comparison that stops early tells by its time how much was right, and where the key stands in the file."""
     compared = []
-    whole = limits.hmac.compare_digest
-    monkeypatch.setattr(limits.hmac, "compare_digest", lambda a, b: compared.append((len(a), len(b))) or whole(a, b))
+    whole = rules.hmac.compare_digest
+    monkeypatch.setattr(rules.hmac, "compare_digest", lambda a, b: compared.append((len(a), len(b))) or whole(a, b))
     access = Access(api_keys=(ApiKey("a", KEY), ApiKey("b", OTHER)))
     for header in (f"Api-Key {KEY}", f"Api-Key {OTHER}", "Api-Key x", "", None):
         compared.clear()
