@@ -36,3 +36,10 @@ def test_a_batch_that_does_not_divide_is_left_alone():
         assert "sharding_constraint" in str(jax.make_jaxpr(placement.over_batch)(jnp.ones((4, 2))))
         for shape in ((3, 2), ()):
             assert "sharding_constraint" not in str(jax.make_jaxpr(placement.over_batch)(jnp.ones(shape)))
+
+
+def test_one_cpu_is_the_default_here_or_the_only_device_of_the_mesh():
+    assert placement.on_one_cpu()
+    for sizes, expected in ((dict(data=1, fsdp=1), True), (dict(data=2, fsdp=1), False)):
+        with jax.sharding.use_abstract_mesh(mesh(**sizes).abstract_mesh):
+            assert placement.on_one_cpu() is expected

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from vla_jax.core import errors
+from vla_jax.nets import attention
 from vla_jax.nets.attention import Rotary, Segment, attend, block_mask, rotate
 
 KEY = jax.random.key(0)
@@ -57,6 +58,42 @@ def test_segments_are_one_softmax_over_their_union(implementation):
     halves = [Segment(keys[:, s], values[:, s], mask[..., s]) for s in (slice(0, 2), slice(2, M))]
     whole = attend(queries, [Segment(keys, values, mask)], implementation)
     assert jnp.allclose(attend(queries, halves, implementation), whole, atol=1e-6)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_one_example_after_another_is_the_whole_batch_in_value_and_gradient(monkeypatch, kv_heads, dtype):
+    queries, keys, values, mask = inputs(kv_heads)
+    mask = mask.at[1, 2].set(False)  # a row without any key
+    queries, keys, values = (x.astype(dtype) for x in (queries, keys, values))
+
+    def run(limit):
+        monkeypatch.setattr(attention, "_CACHE_ENTRIES", limit)
+
+        def loss(q, k, v):
+            halves = [Segment(k[:, s], v[:, s], mask[..., s]) for s in (slice(0, 2), slice(2, M))]
+            return jnp.sin(attend(q, halves).astype(jnp.float32)).sum()
+
+        return jax.value_and_grad(loss, argnums=(0, 1, 2))(queries, keys, values)
+
+    tolerance = 1e-5 if dtype == "float32" else 3e-2
+    found, expected = (jax.tree.map(lambda x: np.asarray(x, np.float32), run(limit)) for limit in (0, 2**21))
+    jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, atol=tolerance), found, expected)
+
+
+def test_examples_are_taken_one_by_one_only_where_logits_are_many_on_one_cpu(monkeypatch):
+    queries, keys, values, mask = inputs(1)
+
+    def program():
+        # a new function each time: jax remembers what it traced
+        return str(jax.make_jaxpr(lambda q: attend(q, [Segment(keys, values, mask)]))(queries))
+
+    assert "scan" not in program()
+    monkeypatch.setattr(attention, "_CACHE_ENTRIES", 0)
+    assert "scan" in program()
+    over = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    with jax.sharding.use_abstract_mesh(over.abstract_mesh):
+        assert "scan" not in program()
 
 
 def test_keys_that_are_not_seen_have_no_influence_and_a_row_that_sees_nothing_is_finite():

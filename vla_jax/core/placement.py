@@ -1,4 +1,5 @@
-"""Where activations live while a step is traced for a mesh: examples over the batch axes, the rest is free.
+"""Where a step that is being traced will run, and where its activations live: examples over the batch axes of the mesh,
+the rest is free.
 
 Without such a hint the compiler lets the split of a parameter decide: it splits features, copies the whole batch to
 every device and sums partial products, which costs a reduction of every activation instead of a gather of the weights.
@@ -32,3 +33,11 @@ def over_batch(tree: Any) -> Any:
         return jax.lax.with_sharding_constraint(x, PartitionSpec(axes, *rest))
 
     return jax.tree.map(one, tree)
+
+
+def on_one_cpu() -> bool:
+    """Whether what is being traced runs on a single CPU device: of the mesh in context, else of the default backend."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.abstract_device is None:
+        return jax.default_backend() == "cpu"
+    return mesh.size == 1 and mesh.abstract_device.platform == "cpu"

@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from vla_jax.core import errors
-from vla_jax.nets.attention import Rotary, turn
+from vla_jax.nets.attention import Rotary, Rotation, turn
 from vla_jax.nets.linear import Dense, HeadsIn, HeadsOut, RMSNorm, rms_standardize
 
 _ACTIVATIONS = {"gelu": functools.partial(jax.nn.gelu, approximate=True), "silu": jax.nn.silu}
@@ -119,7 +119,7 @@ class GemmaBlock(nnx.Module):
 
     def __init__(self, config: GemmaConfig, rngs: nnx.Rngs, *, adaptive_norm: bool = False):
         c, bias = config, config.qkv_bias
-        self.rotary, self.local, self.activation = c.rotary, c.local, c.activation
+        self.rotary, self.local, self.activation, self.head_dim = c.rotary, c.local, c.activation, c.head_dim
         self.attention_norm = Norm(c.width, rngs, adaptive=adaptive_norm)
         self.query = HeadsIn(c.width, c.num_heads, c.head_dim, rngs, use_bias=bias)
         self.key = HeadsIn(c.width, c.num_kv_heads, c.head_dim, rngs, use_bias=bias)
@@ -134,16 +134,21 @@ class GemmaBlock(nnx.Module):
         self.down = Dense(c.mlp_dim, c.width, rngs, axes=("mlp", "embed"), use_bias=False)
         self.mlp_post_norm = RMSNorm(c.width, axes=("embed",)) if c.post_norm else None
 
+    def rotations(self, positions: Int[Array, "b n *axes"]) -> tuple[Rotation, ...]:
+        """What `project` turns by, the same for all layers: of global ones, and of local ones where there are any."""
+        kinds = [self.rotary] if self.local is None else [self.rotary, self.local.rotary]
+        return tuple(Rotation.by(kind.angles(positions, self.head_dim)) for kind in kinds)
+
     def project(
-        self, x: Float[Array, "b n d"], positions: Int[Array, "b n *axes"], layer: Int[Array, ""], condition=None
+        self, x: Float[Array, "b n d"], rotations: tuple[Rotation, ...], layer: Int[Array, ""], condition=None
     ):
         """Rotated queries and keys, values, and the gate that `finish` wants back; `layer` counts from 0."""
         y, gate = self.attention_norm(x, condition)
         query, key = self.query(y), self.key(y)
         if self.query_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
-        angles = self._angles(positions, layer, query.shape[-1])
-        return turn(query, angles), turn(key, angles), self.value(y), gate
+        rotation = self._of_layer(rotations, layer)
+        return turn(query, rotation), turn(key, rotation), self.value(y), gate
 
     def finish(self, x: Float[Array, "b n d"], attended: Float[Array, "b n h k"], gate: Gate, condition=None):
         """Both residual branches, given what the queries gathered."""
@@ -152,13 +157,11 @@ class GemmaBlock(nnx.Module):
         branch = self.down(_ACTIVATIONS[self.activation](self.gate(y)) * self.up(y))
         return _add(x, branch, self.mlp_post_norm, gate)
 
-    def _angles(
-        self, positions: Int[Array, "b n *axes"], layer: Int[Array, ""], head_dim: int
-    ) -> Float[Array, "b n k"]:
-        angles = self.rotary.angles(positions, head_dim)
+    def _of_layer(self, rotations: tuple[Rotation, ...], layer: Int[Array, ""]) -> Rotation:
         if self.local is None:
-            return angles
-        return jnp.where(self.local.is_global(layer), angles, self.local.rotary.angles(positions, head_dim))
+            return rotations[0]
+        is_global = self.local.is_global(layer)
+        return jax.tree.map(lambda far, near: jnp.where(is_global, far, near), *rotations)
 
 
 def _add(

@@ -156,10 +156,15 @@ def run_layers(
     ends = np.cumsum([stream.tokens.shape[1] for stream in streams])
     positions = None if local is None else jnp.concatenate([stream.positions for stream in streams], axis=1)
 
+    rotations = [block.rotations(stream.positions) for block, stream in zip(stacks, streams, strict=True)]
+
     def step(carry, blocks, x):
         (tokens, _), (layer, layer_cache) = carry, x
         runs = list(zip(blocks, tokens, streams, strict=True))
-        projected = [block.project(x, stream.positions, layer, stream.condition) for block, x, stream in runs]
+        projected = [
+            block.project(x, turns, layer, stream.condition)
+            for (block, x, stream), turns in zip(runs, rotations, strict=True)
+        ]
         by_kind = list(zip(*projected, strict=True))
         queries, keys, values = (jnp.concatenate(parts, axis=1) for parts in by_kind[:3])
         segments = [part._replace(keys=k, values=v) for (k, v), part in zip(layer_cache, cached, strict=True)]

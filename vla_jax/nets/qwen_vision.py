@@ -22,7 +22,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from vla_jax.core import errors
-from vla_jax.nets.attention import Implementation, Segment, attend, turn
+from vla_jax.nets.attention import Implementation, Rotation, Segment, attend, turn
 from vla_jax.nets.linear import Dense, HeadsIn, HeadsOut, LayerNorm, RMSNorm
 from vla_jax.nets.reading import Picture
 from vla_jax.nets.siglip import join_neighbours
@@ -172,7 +172,7 @@ class QwenVision(nnx.Module):
     def _run_layers(self, x: Float[Array, "b n d"], places: "Places"):
         """Outputs of the last layer and, `[b k n d]`, of the layers that DeepStack taps."""
         c, batch = self.config, x.shape[0]
-        angles = jnp.asarray(places.angles)[None]
+        rotation = Rotation.by(jnp.asarray(places.angles)[None])
         sees_all = jnp.broadcast_to(jnp.asarray(places.is_real), (batch, x.shape[1], x.shape[1]))
         is_full = np.isin(np.arange(c.depth), c.full_layers)
 
@@ -196,7 +196,7 @@ class QwenVision(nnx.Module):
 
         def step(carry, blocks, layer):
             x, taps = carry
-            x = blocks[0](x, angles, lambda *qkv: choose(layer["full"], *qkv))
+            x = blocks[0](x, rotation, lambda *qkv: choose(layer["full"], *qkv))
             if num_taps:
                 taps = jax.lax.dynamic_update_slice_in_dim(taps, x[:, None], layer["row"], axis=1)
             return (x, taps), None
@@ -225,10 +225,11 @@ class VisionBlock(nnx.Module):
         self.up = Dense(c.width, c.mlp_dim, rngs, axes=("embed", "mlp"))
         self.down = Dense(c.mlp_dim, c.width, rngs, axes=("mlp", "embed"))
 
-    def __call__(self, x: Float[Array, "b n d"], angles: Float[Array, "1 n k"], attention) -> Float[Array, "b n d"]:
+    def __call__(self, x: Float[Array, "b n d"], rotation: Rotation, attention) -> Float[Array, "b n d"]:
         """`attention(queries, keys, values)` decides who sees whom."""
         y = self.attention_norm(x)
-        x = x + self.attention_out(attention(turn(self.query(y), angles), turn(self.key(y), angles), self.value(y)))
+        turned = turn(self.query(y), rotation), turn(self.key(y), rotation)
+        x = x + self.attention_out(attention(*turned, self.value(y)))
         y = self.mlp_norm(x)
         if self.gate is None:
             return x + self.down(jax.nn.gelu(self.up(y), approximate=True))

@@ -56,12 +56,20 @@ def scan_layers(
         body = jax.checkpoint(body, prevent_cse=unroll, policy=_policy(remat))
     if not unroll:
         return jax.lax.scan(body, carry, (states, xs))
-    depth = jax.tree.leaves(states)[0].shape[0]
     ys = []
-    for i in range(depth):
-        carry, y = body(carry, jax.tree.map(lambda leaf, i=i: leaf[i], (states, xs)))
+    for inputs in _apart((states, xs)):
+        carry, y = body(carry, inputs)
         ys.append(y)
     return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *ys)
+
+
+def _apart(stacked: Any) -> list[Any]:
+    """One tree per layer. The gradient of a split is one concatenation; that of an index per layer is a sum of as many
+    padded arrays, longer to compile and to run."""
+    leaves, structure = jax.tree.flatten(stacked)
+    depth = leaves[0].shape[0]
+    layers = [[jnp.squeeze(part, 0) for part in jnp.split(leaf, depth)] for leaf in leaves]
+    return [jax.tree.unflatten(structure, layer) for layer in zip(*layers, strict=True)]
 
 
 def _policy(remat: Remat) -> Callable[..., bool] | None:
