@@ -28,7 +28,7 @@ import optax
 from flax import nnx, struct
 from jaxtyping import Array, Float, Int, Key
 
-from vla_jax.core import errors, functional
+from vla_jax.core import errors, functional, images
 from vla_jax.core.types import Metrics, Observation, Params, Transitions
 from vla_jax.losses import entropy, td
 from vla_jax.nets import critics
@@ -69,6 +69,7 @@ class RLPDConfig:
     actor_batch: Literal["last", "all"] = "last"  # minibatches of a round that the actor's update sees
     encoder: Literal["shared", "separate"] = "shared"  # separate: the actor's own, trained by the actor's loss
     frozen_trunk: bool = True  # of an encoder that has one
+    crop_pad: int = 4  # pixels that pictures are moved by, those of now and those of next apart; 0: not at all
 
     def __post_init__(self):
         if not 0 < self.num_min_critics <= self.num_critics:
@@ -213,7 +214,11 @@ class RLPD:
 
     def _round(self, state: RLPDState, inputs) -> tuple[RLPDState, Metrics]:
         key, batch = inputs
-        critic_key, actor_key = jax.random.split(key)
+        critic_key, actor_key, now_key, next_key = jax.random.split(key, 4)
+        if self.encoder is not None:
+            now = images.crop_observation(now_key, batch.observation, self.config.crop_pad)
+            following = images.crop_observation(next_key, batch.next_observation, self.config.crop_pad)
+            batch = batch.replace(observation=now, next_observation=following)
         critic_keys = jax.random.split(critic_key, batch.rewards.shape[0])
         state, critic_metrics = jax.lax.scan(self._critic_step, state, (critic_keys, batch))
         if self.config.actor_batch == "all":
