@@ -22,7 +22,8 @@ import hashlib
 import json
 import multiprocessing
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -97,19 +98,33 @@ def generate(config: GenerateConfig, progress: Progress = print) -> Path:
     Raises EnvError without OGBench, DataError when the folder holds something else.
     """
     ogbench_sim.require()
-    from importlib import metadata
+    simulator, _ = ogbench_sim.make_simulator(config.env)
+    example = ogbench_oracles.Recorder(config.env, config.mode).episode(config.seed, 0, 2)
+    goals = ogbench_tasks.task_goals(simulator)
+    recorded = functools.partial(_episodes, config)
+    return write(config, recorded, example, goals, metadata.version("ogbench"), progress)
 
-    content = config.content(metadata.version("ogbench"))
+
+def write(
+    config: GenerateConfig,
+    recorded: Callable[[range], Iterator[OracleEpisode]],
+    example: OracleEpisode,
+    goals: Sequence[TaskGoal],
+    package: str,
+    progress: Progress = print,
+) -> Path:
+    """What `recorded` gives for the numbers of the episodes, as the dataset of `config`; `example` shows its shapes.
+
+    `package` is the version of OGBench that the episodes and the goals of its tasks are from.
+    """
+    content = config.content(package)
     folder = config.out / VERSION
     if is_finished(folder, _hash(content)):
         return folder
-    simulator, _ = ogbench_sim.make_simulator(config.env)
-    goals = ogbench_tasks.task_goals(simulator)
-    first = ogbench_oracles.Recorder(config.env, config.mode).episode(config.seed, 0, 2)
-    with _writer(config.out, first, SCENES[config.env], content, goals, task=None) as writer:
-        start = writer.notes.get("episode", 0)
-        for episode in _episodes(config, range(start, config.num_episodes)):
-            writer.write(to_rlds(SCENES[config.env], episode), notes={"episode": episode.number})
+    scene = SCENES[config.env]
+    with _writer(config.out, example, scene, content, _hash(content), goals, task=None) as writer:
+        for episode in recorded(range(writer.notes.get("episode", 0), config.num_episodes)):
+            writer.write(to_rlds(scene, episode), notes={"episode": episode.number})
             if (episode.number + 1) % 10 == 0 or episode.number + 1 == config.num_episodes:
                 progress(f"{episode.number + 1} of {config.num_episodes} episodes")
     return folder
@@ -123,19 +138,23 @@ def relabel(config: RelabelConfig, progress: Progress = print) -> Path:
     set, ConfigError for a task that is not there.
     """
     source = load_info(config.source).metadata
-    if "tasks" not in source:
-        raise errors.DataError(f"{config.source}: not a generated OGBench dataset", expected="tasks in metadata.json")
+    if source.get("task", 0) is not None:
+        raise errors.DataError(
+            f"{config.source}: not what `generate` writes",
+            expected='tasks and "task": null in metadata.json',
+            found="a relabelled set" if "tasks" in source else ", ".join(sorted(source)) or "nothing",
+        )
     if not 1 <= config.task <= len(source["tasks"]):
         raise errors.ConfigError("relabel", expected=f"task 1 to {len(source['tasks'])}", found=config.task)
-    content = {"source": source["config_hash"], "task": config.task}
+    config_hash = _hash({"source": source["config_hash"], "task": config.task})
     folder = config.out / VERSION
-    if is_finished(folder, _hash(content)):
+    if is_finished(folder, config_hash):
         return folder
     goals = [TaskGoal.from_json(values) for values in source["tasks"]]
     scene, name = SCENES[source["config"]["env"]], f"{source['config']['env']} task {config.task}"
     dataset = RldsDataset(config.source)
-    content["config"] = source["config"]
-    with _writer(config.out, _read(dataset, 0), scene, content, goals, task=config.task) as writer:
+    example, task = _read(dataset, 0), config.task
+    with _writer(config.out, example, scene, source["config"], config_hash, goals, task) as writer:
         done = {"episode": 0, "piece": 0, **writer.notes}
         for number in range(done["episode"], len(dataset)):
             episode = _read(dataset, number)
@@ -177,10 +196,10 @@ def dataset_config(
     state_keys: tuple[str, ...] = ("state",),
 ) -> DatasetConfig:
     """How the loader reads what the commands wrote, as transitions. Raises DataError when it is none of theirs."""
-    metadata = load_info(Path(folder)).metadata
-    if "tasks" not in metadata:
+    about = load_info(Path(folder)).metadata
+    if "tasks" not in about:
         raise errors.DataError(f"{folder}: not an OGBench dataset", expected="tasks in metadata.json")
-    last_step: Literal["acts", "shows"] = "shows" if metadata["task"] is None else "acts"
+    last_step: Literal["acts", "shows"] = "shows" if about["task"] is None else "acts"
     return DatasetConfig(
         path=str(folder),
         action_horizon=action_horizon,
@@ -252,37 +271,42 @@ def _kept(scene: Scene) -> tuple[str, ...]:
 
 
 def _writer(
-    out: Path, first: OracleEpisode, scene: Scene, content: dict[str, Any], goals: Any, task: int | None
+    out: Path,
+    example: OracleEpisode,
+    scene: Scene,
+    content: Mapping[str, Any],
+    config_hash: str,
+    goals: Sequence[TaskGoal],
+    task: int | None,
 ) -> RldsWriter:
-    config_hash = _hash({name: value for name, value in content.items() if name != "config"})
-    metadata = {
-        "config": content.get("config", content),
+    about = {
+        "config": dict(content),
         "config_hash": config_hash,
         "task": task,
         "tasks": [goal.to_json() for goal in goals],
     }
     return RldsWriter(
         out / VERSION,
-        _features(first, scene),
+        _features(example, scene),
         out.name,
         VERSION,
         description="Scripted oracles of ogbench, run again; not the published dataset.",
-        metadata=metadata,
+        metadata=about,
         max_shard_bytes=_SHARD_BYTES,
         identity=config_hash,
     )
 
 
-def _features(first: OracleEpisode, scene: Scene) -> tfds.features.FeaturesDict:
+def _features(example: OracleEpisode, scene: Scene) -> tfds.features.FeaturesDict:
     def vector(array: np.ndarray) -> tfds.features.Tensor:
         return tfds.features.Tensor(shape=array.shape[1:], dtype=array.dtype)
 
-    oracle = ogbench_tasks.oracle_representation(scene, first.simulator_states)
+    oracle = ogbench_tasks.oracle_representation(scene, example.simulator_states)
     flags = {name: tfds.features.Scalar(dtype=np.bool_) for name in ("is_first", "is_last", "is_terminal")}
     step = {
-        "observation": {"state": vector(first.state), "oraclerep": vector(oracle)},
-        "simulator": {name: vector(getattr(first, name)) for name in _kept(scene)},
-        "action": vector(first.actions),
+        "observation": {"state": vector(example.state), "oraclerep": vector(oracle)},
+        "simulator": {name: vector(getattr(example, name)) for name in _kept(scene)},
+        "action": vector(example.actions),
         "reward": tfds.features.Scalar(dtype=np.float32),
         "discount": tfds.features.Scalar(dtype=np.float32),
         **flags,
