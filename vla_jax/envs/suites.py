@@ -15,6 +15,7 @@ from vla_jax.envs.base import Env
 from vla_jax.envs.mjx.panda import PandaConfig
 from vla_jax.envs.mjx.tabletop import TabletopConfig
 from vla_jax.envs.mjx.tasks import TASKS
+from vla_jax.envs.planar.maze import MazeConfig
 from vla_jax.envs.planar.reach import ReachConfig
 
 
@@ -33,13 +34,14 @@ ENVS: Registry[EnvConfig] = Registry(
         **{f"tabletop/{task}": TabletopConfig(task) for task in TASKS},
         "panda/pick_place": PandaConfig(),
         "planar/reach": ReachConfig(),
+        "planar/maze": MazeConfig(),
     },
 )
 
 SUITES: dict[str, tuple[str, ...]] = {
     "tabletop": ("tabletop/push", "tabletop/lift", "tabletop/place", "tabletop/stack"),
     "panda": ("panda/pick_place",),
-    "planar": ("planar/reach",),
+    "planar": ("planar/reach", "planar/maze"),
 }
 
 
