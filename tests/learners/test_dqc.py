@@ -440,7 +440,7 @@ def test_naive_runs_the_beginning_of_what_q_chunking_chooses():
 # --- data and configs -------------------------------------------------------------------------------------------------
 
 
-@hypothesis.settings(max_examples=25)
+@hypothesis.settings(max_examples=10)
 @hypothesis.given(
     lengths=st.lists(st.integers(2, 9), min_size=1, max_size=6), horizon=st.integers(1, 4), seed=st.integers(0, 99)
 )
