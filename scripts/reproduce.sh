@@ -28,6 +28,16 @@ discrete_diffusion_vla() { # a toy, five minutes per seed
   "$bin/vla-jax" table discrete_diffusion_vla
 }
 
+discrete_diffusion_place() { # on a robot task: three trainings per seed, ten minutes of one core together
+  "$bin/python" scripts/reproduce_discrete_diffusion_place.py --seeds 0 1 2
+  "$bin/vla-jax" table discrete_diffusion_place
+}
+
+expo() { # six arms, five seeds side by side
+  "$bin/python" scripts/reproduce_expo.py --seeds 0 1 2 3 4
+  "$bin/vla-jax" table expo
+}
+
 serl() { # six arms, a minute and a half of one core per arm and seed
   "$bin/python" scripts/reproduce_serl.py --seeds 0 1 2
   "$bin/vla-jax" table serl
@@ -44,5 +54,5 @@ dqc_ogbench() { # needs the extra ogbench: two trainings per seed, ten minutes o
   "$bin/vla-jax" table dqc_ogbench
 }
 
-[ $# -gt 0 ] || set -- demo tabletop_vla libero discrete_diffusion_vla serl dqc dqc_ogbench
+[ $# -gt 0 ] || set -- demo tabletop_vla libero discrete_diffusion_vla discrete_diffusion_place expo serl dqc dqc_ogbench
 for part in "$@"; do "$part"; done

@@ -404,12 +404,36 @@ _DQC_OGBENCH = TableSpec(
     "easiest scene. The paper's: networks of 4 x 1024, batch 4096, 1M steps, 100M transitions. Not comparable.",
 )
 
+_EXPO = TableSpec(
+    name="expo",
+    title="A point between two goals, demonstrations of low precision: online RL by arm",
+    columns=(
+        Column("area", "success over the run"),
+        Column("final", "success at its end"),
+        Column("base_right", "the base alone goes right"),
+    ),
+    rows=(
+        Row("rlpd", "RLPD, a Gaussian policy", recipe="expo_reach.py"),
+        Row("best_of_8", "best of 8 base samples, no edit", recipe="expo_reach.py"),
+        Row("no_lookahead", "EXPO, targets from one edited sample", recipe="expo_reach.py"),
+        Row("expo", "EXPO", recipe="expo_reach.py"),
+        Row("sharp_best_of_8", "small goals beside the demonstrations: best of 8", recipe="expo_reach.py"),
+        Row("sharp_expo", "small goals beside the demonstrations: EXPO, edit 0.05", recipe="expo_reach.py"),
+    ),
+    seeds=(0, 1, 2, 3, 4),
+    episodes=256,
+    note="A toy. The first column averages evaluations of 64 episodes before learning and at equal distances over the "
+    "run; the third is the share of episodes in which the base policy alone, as it is at the end, heads for one of the "
+    "two goals: near one half where both modes are kept.",
+)
+
 _SPECS = (
     _DEMO,
     _TABLETOP_VLA,
     _LIBERO_OBJECT,
     _DISCRETE_DIFFUSION,
     _DISCRETE_DIFFUSION_PLACE,
+    _EXPO,
     _PA_RL,
     _SERL,
     _DQC,
