@@ -44,7 +44,7 @@ def test_every_environment_serves_its_spec_and_its_expert_solves_it(name):
         if states.done.all():
             break
     assert states.success.mean() >= 0.85  # of 16; over 256 every expert has at least 95 %
-    assert (states.reward <= 1).all() and (states.discount == ~states.success).all()
+    assert (states.reward <= 1).all() and (states.discount >= ~states.success).all()  # 0 at success alone
 
 
 def test_suites_list_registered_environments():

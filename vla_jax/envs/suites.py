@@ -13,6 +13,7 @@ from vla_jax.core.registry import Registry
 from vla_jax.core.types import PromptTable
 from vla_jax.envs.base import Env
 from vla_jax.envs.mjx.panda import PandaConfig
+from vla_jax.envs.mjx.pick_cube import PickCubeConfig
 from vla_jax.envs.mjx.tabletop import TabletopConfig
 from vla_jax.envs.mjx.tasks import TASKS
 from vla_jax.envs.planar.maze import MazeConfig
@@ -33,6 +34,7 @@ ENVS: Registry[EnvConfig] = Registry(
     {
         **{f"tabletop/{task}": TabletopConfig(task) for task in TASKS},
         "panda/pick_place": PandaConfig(),
+        "panda/pick_cube": PickCubeConfig(),
         "planar/reach": ReachConfig(),
         "planar/maze": MazeConfig(),
     },
@@ -40,7 +42,7 @@ ENVS: Registry[EnvConfig] = Registry(
 
 SUITES: dict[str, tuple[str, ...]] = {
     "tabletop": ("tabletop/push", "tabletop/lift", "tabletop/place", "tabletop/stack"),
-    "panda": ("panda/pick_place",),
+    "panda": ("panda/pick_place", "panda/pick_cube"),
     "planar": ("planar/reach", "planar/maze"),
 }
 

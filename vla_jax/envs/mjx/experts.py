@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float
 from vla_jax.core.registry import Registry
 from vla_jax.envs.base import EnvState
 from vla_jax.envs.mjx.panda import PandaEnv, attitude_error
+from vla_jax.envs.mjx.pick_cube import PickCube, PickCubeConfig
 from vla_jax.envs.mjx.scene import FINGER_RADIUS
 from vla_jax.envs.mjx.tabletop import TRANSLATION_STEP, YAW_STEP, TabletopEnv
 from vla_jax.envs.mjx.tasks import View
@@ -23,6 +24,8 @@ _PUSH_GAP = _BLOCK_HALF * 1.42 + FINGER_RADIUS  # metres from hand to block cent
 
 def expert(env: TabletopEnv, state: EnvState) -> Float[Array, "a"]:
     """The action of the task's scripted expert in this state, in [-1, 1]."""
+    if isinstance(env, PickCube):
+        return pick_cube(env.view(state), env.config)
     action = EXPERTS[env.task.name](env.view(state))
     if not isinstance(env, PandaEnv):
         return action
@@ -51,6 +54,16 @@ def lift(view: View) -> Float[Array, "5"]:
     approach, at_grasp = _grasp(view)
     up = view.hand + jnp.array([0.0, 0.0, 0.05])
     return _toward(view, jnp.where(_is_holding(view, at_grasp), up, approach), _square(), close=at_grasp)
+
+
+def pick_cube(view: View, config: PickCubeConfig) -> Float[Array, "4"]:
+    """Grasp the cube, raise it no faster than friction holds it, and keep it a little higher than it has to be."""
+    approach, at_grasp = _grasp(view)
+    top = _BLOCK_HALF + config.lift_height + 0.03
+    up = view.target[:3].at[2].set(jnp.minimum(view.target[2] + 0.02, top))  # of the target: hands sag and drift
+    target = jnp.where(_is_holding(view, at_grasp), up, approach)
+    move = jnp.clip((target - view.target[:3]) / config.action_scale, -1, 1)
+    return jnp.append(move, jnp.where(at_grasp, 1.0, -1.0))
 
 
 def push(view: View) -> Float[Array, "5"]:

@@ -34,7 +34,7 @@ STATE_NAMES = (
     *("finger_left", "finger_right", "grip_command"),
 )
 _BASE = (-0.5, 0.0, 0.0)  # metres, where the arm stands in the table's frame
-_LEASH = 0.06  # metres the target may run ahead of the fingertips
+LEASH = 0.06  # metres the target may run ahead of the fingertips
 _ANGULAR_LEASH = 0.3  # radians
 _DAMPING = 0.05  # of the least squares, metres or radians per radian
 _HOME_PULL = 0.1  # share of the way to the home posture taken per solve within the null space
@@ -242,10 +242,13 @@ class PandaEnv(tabletop.TabletopEnv):
         tips, attitude, _ = forward(joints)
         position = target[:3] + tabletop.TRANSLATION_STEP * action[:3]
         position = jnp.clip(position, jnp.array(tabletop.WORKSPACE_LOW[:3]), jnp.array(tabletop.WORKSPACE_HIGH[:3]))
-        position = jnp.clip(position, tips - _LEASH, tips + _LEASH)
+        position = jnp.clip(position, tips - LEASH, tips + LEASH)
         lead = rotation_vector(turn(tabletop.YAW_STEP * action[3:6]) @ target[3:12].reshape(3, 3) @ attitude.T)
         lead = lead * jnp.minimum(1, _ANGULAR_LEASH / (jnp.linalg.norm(lead) + 1e-6))
-        rotation = turn(lead) @ attitude
+        return self._reach(target, position, turn(lead) @ attitude)
+
+    def _reach(self, target, position, rotation):
+        """The next drive target and joint goals for a pose of the fingertips, no faster than the joints may turn."""
         goal = solve_inverse(target[12:], position, rotation, _SOLVES)
         reach = jnp.array(_VELOCITY / scenes.CONTROL_HZ, jnp.float32)
         goal = jnp.clip(goal, target[12:] - reach, target[12:] + reach)
