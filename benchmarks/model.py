@@ -20,11 +20,13 @@ import dataclasses
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -60,17 +62,28 @@ def interpreter(side: Side, options: argparse.Namespace) -> str:
     """The Python of a side; the peer's environment and clone are made when they are not there."""
     if not side.is_peer:
         return sys.executable
-    if not (options.openpi / "src" / "openpi").is_dir():
-        print(f"cloning {options.openpi_url} into {options.openpi}", flush=True)
-        options.openpi.parent.mkdir(parents=True, exist_ok=True)
-        clone = ["git", "clone", "--quiet", "--no-checkout", options.openpi_url, str(options.openpi)]
-        subprocess.run(clone, check=True, timeout=_INSTALL_TIMEOUT)
-        subprocess.run(
-            ["git", "-C", str(options.openpi), "checkout", "--quiet", OPENPI_COMMIT], check=True, timeout=300
-        )
-    folder = options.venvs / "openpi"
+    clone(options.openpi, options.openpi_url, OPENPI_COMMIT)
+    return environment(options.venvs / "openpi", _SAME_VERSION, _OTHERS)
+
+
+def clone(folder: Path, url: str, commit: str) -> None:
+    """A peer's repository at the commit that it was written for, unless the folder is there."""
+    if folder.is_dir():
+        return
+    print(f"cloning {url} into {folder}", flush=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    command = ["git", "clone", "--quiet", "--no-checkout", url, str(partial)]
+    subprocess.run(command, check=True, timeout=_INSTALL_TIMEOUT)
+    subprocess.run(["git", "-C", str(partial), "checkout", "--quiet", commit], check=True, timeout=300)
+    partial.rename(folder)
+
+
+def environment(folder: Path, same_version: Sequence[str], others: Sequence[str]) -> str:
+    """The Python of a virtual environment with some packages in the versions of this one, and others."""
     python, done = folder / "bin" / "python", folder / ".installed"
-    wanted = [*(f"{name}=={metadata.version(name)}" for name in _SAME_VERSION), *_OTHERS]
+    wanted = [*(f"{name}=={metadata.version(name)}" for name in same_version), *others]
     if not done.is_file() or done.read_text() != " ".join(wanted):
         print(f"installing {' '.join(wanted)} into {folder}", flush=True)
         subprocess.run([sys.executable, "-m", "venv", folder], check=True, timeout=300)
@@ -86,21 +99,23 @@ def run(name: str, case: str, cache: Path, options: argparse.Namespace) -> dict:
     command = [interpreter(side, options), _PEERS / side.script, *side.arguments, "--case", case]
     command += ["--dtype", options.dtype, "--repeats", options.repeats, "--cache", cache / f"{name}_{case}"]
     paths = [_PEERS, options.openpi / "src"] if side.is_peer else [_PEERS, Path(__file__).parents[1]]
-    env = {
-        **os.environ,
-        "JAX_PLATFORMS": options.platform,
-        "PYTHONPATH": os.pathsep.join(str(p.resolve()) for p in paths),
-    }
+    result = call(command, paths, f"{name} {case}", JAX_PLATFORMS=options.platform)
+    if not result["finite"]:
+        raise RuntimeError(f"{name} {case} computed something that is not finite")
+    return result
+
+
+def call(command: Sequence, paths: Sequence[Path], what: str, **environ: str) -> dict:
+    """What a script printed after RESULT, run with these import paths. Raises RuntimeError with its output when it
+    fails."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(str(p.resolve()) for p in paths), **environ}
     ended = subprocess.run(
         list(map(str, command)), capture_output=True, text=True, timeout=_SIDE_TIMEOUT, env=env, check=False
     )
     found = [line for line in ended.stdout.splitlines() if line.startswith("RESULT ")]
     if ended.returncode or not found:
-        raise RuntimeError(f"{name} {case} failed:\n{ended.stdout[-2000:]}\n{ended.stderr[-4000:]}")
-    result = json.loads(found[-1].removeprefix("RESULT "))
-    if not result["finite"]:
-        raise RuntimeError(f"{name} {case} computed something that is not finite")
-    return result
+        raise RuntimeError(f"{what} failed:\n{ended.stdout[-2000:]}\n{ended.stderr[-4000:]}")
+    return json.loads(found[-1].removeprefix("RESULT "))
 
 
 def combine(runs: list[dict]) -> dict:
@@ -152,14 +167,12 @@ def check_versions(results: dict[str, dict[str, dict]]) -> None:
 def write(
     path: Path, found: dict[str, dict], results: dict, peak: dict[str, float], options: argparse.Namespace
 ) -> None:
-    machine = {"cpus": os.cpu_count(), "processor": platform.machine(), "load": os.getloadavg()[0], "matmul": peak}
     document = {
         **found,
         "ours": {name: cases for name, cases in results.items() if not SIDES[name].is_peer},
         "peers": {name: cases for name, cases in results.items() if SIDES[name].is_peer},
-        "machine": machine,
-        "versions": {name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
-        | {"openpi": OPENPI_COMMIT},
+        "machine": machine(peak),
+        "versions": versions() | {"openpi": OPENPI_COMMIT},
         # where things lie on this machine is nobody's business
         "settings": {
             name: str(value)
@@ -168,6 +181,18 @@ def write(
         }
         | {"xla_flags": os.environ.get("XLA_FLAGS", "")},
     }
+    save(path, document)
+
+
+def machine(peak: dict[str, float]) -> dict:
+    return {"cpus": os.cpu_count(), "processor": platform.machine(), "load": os.getloadavg()[0], "matmul": peak}
+
+
+def versions() -> dict[str, str]:
+    return {name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
+
+
+def save(path: Path, document: dict) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(document, indent=2) + "\n")
     partial.rename(path)

@@ -4,7 +4,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,8 +23,8 @@ class Case(NamedTuple):
 CASES = ("train_b8", "train_b32", "sample_b1", "layer_b1")
 
 
-def options(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    parser.add_argument("--case", choices=CASES, required=True)
+def options(parser: argparse.ArgumentParser, cases: Sequence[str] = CASES) -> argparse.Namespace:
+    parser.add_argument("--case", choices=cases, required=True)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of activations")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--cache", required=True, help="folder of compiled programs: an empty one measures cold")

@@ -1,11 +1,12 @@
 """The public agents importable on this JAX, their arithmetic as it stands.
 
-`jax.tree_map`, which their code calls, is put back under its old name. Packages of theirs that import every agent at once
-are entered past their `__init__`, and modules that are imported for logging or saving only are empty stand-ins.
+`jax.tree_map`, which their code calls, is put back under its old name. Packages of theirs that import every agent at
+once are entered past their `__init__`, and modules that are imported for logging or saving only are empty stand-ins.
 Sources: ColinQiyangLi/dqc df898256, rail-berkeley/serl cd5f7e7c, MaxSobolMark/PolicyAgnosticRL a26a192a.
 """
 
 import importlib
+import importlib.machinery
 import sys
 import types
 from pathlib import Path
@@ -26,6 +27,7 @@ def absent(*names: str) -> None:
     """Stand-ins for modules that nothing measured here calls."""
     for name in names:
         sys.modules[name] = _Absent(name)
+        sys.modules[name].__spec__ = importlib.machinery.ModuleSpec(name, None)  # JAX asks whether it is installed
 
 
 def bare_package(name: str, folder: Path) -> None:

@@ -1,0 +1,69 @@
+"""The public agents' parameters as ours, whose critics keep the actions' rows of the first layer apart."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+Arrays = Mapping[str, np.ndarray]
+
+
+def _layers(arrays: Arrays, prefix: str, name: str) -> list[dict[str, np.ndarray]]:
+    """`<prefix>/<name>_0`, `_1`, ... as long as there are any."""
+    found: list[dict[str, np.ndarray]] = []
+    while any(path.startswith(f"{prefix}/{name}_{len(found)}/") for path in arrays):
+        start = f"{prefix}/{name}_{len(found)}/"
+        found.append({path.removeprefix(start): leaf for path, leaf in arrays.items() if path.startswith(start)})
+    if not found:
+        raise KeyError(f"{prefix}/{name}_0")
+    return found
+
+
+def _numbered(layers: list) -> dict[str, Any]:
+    return {str(i): layer for i, layer in enumerate(layers)}
+
+
+def _mlp(hidden: list, norms: list, output: dict) -> dict[str, Any]:
+    return {"hidden": _numbered(hidden), "norms": _numbered(norms), "output": output}
+
+
+def _critic(hidden: list, norms: list, output: dict, feature_dim: int) -> dict[str, Any]:
+    kernel = hidden[0]["kernel"]
+    return {
+        "from_features": {"kernel": kernel[:, :feature_dim], "bias": hidden[0]["bias"]},
+        "from_actions": {"kernel": kernel[:, feature_dim:]},
+        "norm": norms[0],
+        "trunk": _mlp(hidden[1:], norms[1:], output),
+    }
+
+
+def dqc(arrays: Arrays, prefix: str, feature_dim: int) -> dict[str, Any]:
+    """`learners.dqc`'s params; `feature_dim` counts state and goal."""
+
+    def parts(module: str) -> tuple[list, list, dict]:
+        dense = _layers(arrays, f"{prefix}/{module}", "Dense")
+        return dense[:-1], _layers(arrays, f"{prefix}/{module}", "LayerNorm"), dense[-1]
+
+    return {
+        "policy": {"backbone": {"mlp": _mlp(*parts("actor_bc/mlp"))}},
+        "value": {"mlp": _mlp(*parts("value/value_net"))},
+        **{
+            name: _critic(*parts(f"{name}/value_net"), feature_dim=feature_dim)
+            for name in ("action_critic", "chunk_critic")
+        },
+    }
+
+
+def serl_critic(arrays: Arrays, prefix: str, feature_dim: int) -> dict[str, Any]:
+    hidden, norms = (_layers(arrays, f"{prefix}/network", name) for name in ("Dense", "LayerNorm"))
+    (output,) = _layers(arrays, prefix, "Dense")
+    return {"head": _critic(hidden, norms, output, feature_dim), "encoder": {}}
+
+
+def serl_actor(arrays: Arrays, prefix: str) -> dict[str, Any]:
+    """Their two output layers, mean and log standard deviation, are the halves of our one."""
+    hidden, norms = (_layers(arrays, f"{prefix}/network", name) for name in ("Dense", "LayerNorm"))
+    mean, log_std = _layers(arrays, prefix, "Dense")
+    output = {name: jnp.concatenate([mean[name], log_std[name]], axis=-1) for name in mean}
+    return {"head": {"mlp": _mlp(hidden, norms, output)}, "encoder": {}}
