@@ -59,8 +59,8 @@ def actor(theirs, prefix):
 def state(theirs) -> RLPDState:
     params = {"actor": actor(theirs, "params"), "critic": critic(theirs, "params")}
     params["temperature"] = theirs["params/temperature/lagrange"]
-    fresh = LEARNER.init(jax.random.key(0))
-    return fresh.replace(params=params, target=critic(theirs, "target_params"))
+    opt_state = {name: LEARNER.optimizer.init(tree) for name, tree in params.items()}
+    return RLPDState(jnp.zeros((), jnp.int32), params, critic(theirs, "target_params"), opt_state)
 
 
 @pytest.fixture(scope="module")
@@ -75,21 +75,30 @@ def close(ours, expected):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), ours, expected)
 
 
+def quick(function):
+    """Compiled without optimization: here the compiler takes longer than the program."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+
+
 def stepped(state, name, grads):
-    return LEARNER._apply(state, name, grads).params[name]
+    return quick(lambda state, grads: LEARNER._apply(state, name, grads).params[name])(state, grads)
+
+
+@quick
+def sampled(state, observation, noise):
+    return LEARNER.gaussian.bind(state.params["actor"]["head"]).sample_from(observation, noise)
 
 
 def test_critic(theirs, state, batch):
-    gaussian = LEARNER.gaussian.bind(state.params["actor"]["head"])
-    flat, log_prob = gaussian.sample_from(batch.next_observation, theirs["critic/next_noise"])
+    flat, log_prob = sampled(state, batch.next_observation, theirs["critic/next_noise"])
     np.testing.assert_allclose(flat, theirs["critic/next_actions"], **CLOSE)
     np.testing.assert_allclose(log_prob, theirs["critic/next_log_prob"], **CLOSE)
-    targets = LEARNER.targets(state, theirs["heads"], batch, flat[:, None], log_prob)
+    targets = quick(LEARNER.targets)(state, theirs["heads"], batch, flat[:, None], log_prob)
     np.testing.assert_allclose(targets, theirs["target_q"], **CLOSE)
-    q_values = LEARNER.q_values(state.params["critic"]["head"], batch.observation, batch.actions)
+    q_values = quick(LEARNER.q_values)(state.params["critic"]["head"], batch.observation, batch.actions)
     np.testing.assert_allclose(q_values, theirs["q_values"], **CLOSE)
 
-    loss_and_grads = jax.value_and_grad(LEARNER.critic_loss, has_aux=True)
+    loss_and_grads = quick(jax.value_and_grad(LEARNER.critic_loss, has_aux=True))
     (loss, mean_q), grads = loss_and_grads(state.params["critic"], {}, batch, targets)
     np.testing.assert_allclose(loss, theirs["critic/loss"], **CLOSE)
     np.testing.assert_allclose(mean_q, theirs["critic/info/predicted_qs"], **CLOSE)
@@ -100,7 +109,7 @@ def test_critic(theirs, state, batch):
 
 
 def test_actor(theirs, state, batch):
-    loss_and_grads = jax.value_and_grad(LEARNER.actor_loss, has_aux=True)
+    loss_and_grads = quick(jax.value_and_grad(LEARNER.actor_loss, has_aux=True))
     (loss, log_prob), grads = loss_and_grads(state.params["actor"], state, batch.observation, theirs["actor/noise"])
     np.testing.assert_allclose(loss, theirs["actor/loss"], **CLOSE)
     np.testing.assert_allclose(log_prob, theirs["actor/log_prob"], **CLOSE)
@@ -109,8 +118,7 @@ def test_actor(theirs, state, batch):
 
 
 def test_temperature(theirs, state, batch):
-    gaussian = LEARNER.gaussian.bind(state.params["actor"]["head"])
-    log_prob = gaussian.sample_from(batch.next_observation, theirs["temperature/next_noise"])[1]
+    log_prob = sampled(state, batch.next_observation, theirs["temperature/next_noise"])[1]
     np.testing.assert_allclose(log_prob, theirs["temperature/next_log_prob"], **CLOSE)
     parameter = state.params["temperature"]
     np.testing.assert_allclose(LEARNER.temperature(parameter), theirs["actor/info/temperature"], **CLOSE)
