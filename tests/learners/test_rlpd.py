@@ -154,13 +154,13 @@ def test_it_finds_the_best_action_of_a_bandit():
 
     def step(state, key):
         keys = jax.random.split(key)
-        actions = jax.random.uniform(keys[0], (1, 4, 64, 1, 1), minval=-1)
-        zeros, ones = jnp.zeros((1, 4, 64, 1)), jnp.ones((1, 4, 64, 1))
+        actions = jax.random.uniform(keys[0], (1, 2, 32, 1, 1), minval=-1)
+        zeros, ones = jnp.zeros((1, 2, 32, 1)), jnp.ones((1, 2, 32, 1))
         rewards = -jnp.square(actions[..., 0] - 0.5)
         batch = Transitions(zeros, actions, rewards, zeros, ones > 0, zeros, {})
         return learner.update(state, keys[1], batch)[0], None
 
-    state, _ = jax.jit(lambda state: jax.lax.scan(step, state, jax.random.split(KEY, 300)))(learner.init(KEY))
+    state, _ = quick(lambda state: jax.lax.scan(step, state, jax.random.split(KEY, 300)))(learner.init(KEY))
     mode = learner.gaussian.bind(state.params["actor"]["head"]).mode(jnp.zeros((1, 1)))
     assert abs(float(mode[0, 0]) - 0.5) < 0.1
 

@@ -17,6 +17,11 @@ H, A, S, B = 2, 1, 3, 5
 KEY = jax.random.key(0)
 
 
+def quick(function):
+    """Compiled without optimization: here the compiler takes longer than the program."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+
+
 def backbone(rngs):
     return StateMLP(StateMLPConfig(S, H, A, hidden_dims=(8,)), rngs)
 
@@ -51,74 +56,81 @@ def trained(constructor, num_steps=300):
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), None
 
-    (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), jax.random.split(KEY, num_steps))
-    return net.bind(params)
+    run = quick(lambda carry: jax.lax.scan(step, carry, jax.random.split(KEY, num_steps))[0][0])
+    return net, run((params, optimizer.init(params)))
 
 
-def test_the_density_integrates_to_one_over_the_chunks():
+@pytest.fixture(scope="module")
+def cloned():
+    return functional.init(gaussian, KEY)
+
+
+@pytest.fixture(scope="module")
+def log_prob(cloned):
+    net, params = cloned
+    return quick(lambda observation, chunks: net.bind(params).log_prob(observation, chunks))
+
+
+ONE = jnp.array([[0.3, -0.2, 0.8]])
+
+
+def test_the_density_integrates_to_one_over_the_chunks(log_prob):
     """On a grid over both entries of the chunk."""
-    net, params = functional.init(gaussian, KEY)
-    axis = (jnp.arange(200) + 0.5) / 100 - 1
+    axis = (jnp.arange(100) + 0.5) / 50 - 1
     chunks = jnp.stack(jnp.meshgrid(axis, axis), -1).reshape(-1, H, A)
-    same = observation(jnp.broadcast_to(jnp.array([[0.3, -0.2, 0.8]]), (chunks.shape[0], S)))
-    total = jnp.exp(net.bind(params).log_prob(same, chunks)).sum() * 0.01**2
+    same = observation(jnp.broadcast_to(ONE, (chunks.shape[0], S)))
+    total = jnp.exp(log_prob(same, chunks)).sum() * 0.02**2
     assert float(total) == pytest.approx(1, abs=0.02)
 
 
-def test_the_loss_is_the_negative_log_density_over_what_is_not_masked():
-    policy = gaussian_policy()
+def test_the_loss_is_the_negative_log_density_over_what_is_not_masked(cloned, log_prob):
+    net, params = cloned
+    losses = quick(lambda batch: net.bind(params).loss(KEY, batch)[0])
     batch = demonstrations(KEY)
-    loss, _ = policy.loss(KEY, batch)
-    np.testing.assert_allclose(loss * H * A, -policy.log_prob(batch.observation, batch.actions), rtol=1e-5)
+    np.testing.assert_allclose(losses(batch) * H * A, -log_prob(batch.observation, batch.actions), rtol=1e-5)
     mask = batch.action_mask.at[:, 1].set(False)
-    half, _ = policy.loss(KEY, batch.replace(action_mask=mask))
-    other, _ = policy.loss(KEY, batch.replace(action_mask=mask, actions=batch.actions.at[:, 1].set(-0.9)))
+    half = losses(batch.replace(action_mask=mask))
+    other = losses(batch.replace(action_mask=mask, actions=batch.actions.at[:, 1].set(-0.9)))
     np.testing.assert_allclose(half, other)
-    empty, _ = policy.loss(KEY, batch.replace(action_mask=jnp.zeros_like(mask)))
-    np.testing.assert_array_equal(empty, jnp.zeros(B))
-
-
-def gaussian_policy(**overrides):
-    net, params = functional.init(lambda rngs: gaussian(rngs, **overrides), KEY)
-    return net.bind(params)
-
-
-def test_samples_have_the_density_that_log_prob_says():
-    """Their mean log density is the entropy's negative, told by a second draw."""
-    policy = gaussian_policy()
-    one = observation(jnp.array([[0.3, -0.2, 0.8]]))
-    chunks = policy.sample(KEY, one, 4000)[:, 0]
-    many = observation(jnp.broadcast_to(one.state, (4000, S)))
-    entropy = -policy.log_prob(many, chunks).mean()
-    counts, _ = jnp.histogram(chunks[:, 0, 0], bins=40, range=(-1, 1))
-    share = counts / 4000
-    per_entry = -(jnp.where(share > 0, share * jnp.log(share / 0.05), 0.0)).sum()
-    assert float(entropy) == pytest.approx(2 * float(per_entry), abs=0.1)  # both entries start alike
-
-
-def test_actions_at_the_ends_of_the_range_have_a_finite_loss_and_gradient():
-    policy = gaussian_policy()
-    batch = demonstrations(KEY)
+    np.testing.assert_array_equal(losses(batch.replace(action_mask=jnp.zeros_like(mask))), jnp.zeros(B))
     edge = batch.replace(actions=jnp.ones_like(batch.actions).at[0].set(-1.0))
-    assert jnp.isfinite(policy.loss(KEY, edge)[0]).all()
+    assert jnp.isfinite(losses(edge)).all()  # where the density of a squashed Gaussian has none
+
+
+def test_samples_have_the_density_that_log_prob_says(cloned, log_prob):
+    """Their mean log density is that of a histogram of them; both entries of the untrained chunk are alike."""
+    net, params = cloned
+    chunks = quick(lambda: net.bind(params).sample(KEY, observation(ONE), 4000)[:, 0])()
+    entropy = -log_prob(observation(jnp.broadcast_to(ONE, (4000, S))), chunks).mean()
+    counts, _ = np.histogram(np.asarray(chunks[:, 0, 0]), bins=40, range=(-1, 1))
+    share = counts[counts > 0] / 4000
+    assert float(entropy) == pytest.approx(-2 * (share * np.log(share / 0.05)).sum(), abs=0.1)
 
 
 @pytest.mark.parametrize("constructor", [gaussian, regression, lambda rngs: regression(rngs, squashed=True)])
 def test_cloning_finds_the_demonstrated_chunk(constructor):
-    policy = trained(constructor)
+    net, params = trained(constructor)
     batch = demonstrations(jax.random.key(7), 64)
-    mode = policy.mode(policy.prefix(batch.observation))
+
+    def judge(params):
+        policy = net.bind(params)
+        return policy.mode(policy.prefix(batch.observation)), policy.loss(KEY, batch)[0]
+
+    mode, loss = quick(judge)(params)
     assert jnp.abs(mode - batch.actions).mean() < 0.05
-    weighted = policy.loss(KEY, batch)[0] * batch.weight
-    assert weighted.shape == (64,)
+    assert (loss * batch.weight).shape == (64,)
 
 
 @pytest.mark.parametrize("constructor", [gaussian, regression])
 def test_sampling_is_sampling_from_the_prefix(constructor):
     net, params = functional.init(constructor, KEY)
-    policy, seen = net.bind(params), demonstrations(KEY).observation
-    require(policy, HasPrefix)
-    direct, cached = policy.sample(KEY, seen, 3), policy.sample_from(KEY, policy.prefix(seen), 3)
+    require(net.bind(params), HasPrefix)
+
+    def both(seen):
+        policy = net.bind(params)
+        return policy.sample(KEY, seen, 3), policy.sample_from(KEY, policy.prefix(seen), 3)
+
+    direct, cached = quick(both)(demonstrations(KEY).observation)
     assert direct.shape == (3, B, H, A)
     np.testing.assert_array_equal(direct, cached)
     varies = bool((direct[0] != direct[1]).any())
