@@ -56,6 +56,7 @@ METHODS = {
     "q_chunking": dqc.q_chunking(HORIZON, **SHARED),
 }
 NAIVE = dqc.naive(HORIZON, 1, **SHARED)  # the same training as q_chunking
+UPDATES_PER_CALL = 1000
 CONSOLE = rich.console.Console(highlight=False)
 
 
@@ -97,8 +98,8 @@ def run(name: str, seed: int, options: Options) -> list[results.Entry]:
 # --- the chain --------------------------------------------------------------------------------------------------------
 
 
-def directions(seed: int) -> Float[np.ndarray, "positions"]:
-    return np.random.default_rng(seed).choice([-1.0, 1.0], LENGTH)
+def directions(seed: int) -> Float[Array, "positions"]:
+    return jnp.asarray(np.random.default_rng(seed).choice([-1.0, 1.0], LENGTH), jnp.float32)
 
 
 def advance(right: Float[Array, "positions"], position: Int[Array, "*b"], action: Float[Array, "*b a"]):
@@ -148,7 +149,7 @@ def observe(position: Int[Array, "b"]) -> Observation:
     return Observation({}, {}, jax.nn.one_hot(position, LENGTH), nothing, nothing > 0)
 
 
-def best_values(right: Float[np.ndarray, "positions"]) -> Float[np.ndarray, "starts"]:
+def best_values(right: Float[Array, "positions"]) -> Float[np.ndarray, "starts"]:
     """Of beginning fast, when whoever acts goes on as well as anything in the data does: by iteration to the end."""
     start = jnp.arange(LENGTH)
     outcomes = []
@@ -173,34 +174,34 @@ def make(config: DQCConfig) -> DQC:
     return DQC(lambda rngs: FlowPolicy(decoder, StateMLP(backbone, rngs), rngs), DIM, LENGTH, 0, optimizer, config)
 
 
-def train(learner: DQC, right: Float[np.ndarray, "positions"], seed: int, options: Options) -> dqc.DQCState:
+def train(learner: DQC, right: Float[Array, "positions"], seed: int, options: Options) -> dqc.DQCState:
     @functools.partial(jax.jit, donate_argnums=0)
-    def thousand(state, right, key):
+    def many(state, right, key):
         def step(state, key):
             draw_key, update_key = jax.random.split(key)
             return learner.update(state, update_key, draw(right, draw_key, options.batch_size))
 
-        state, metrics = jax.lax.scan(step, state, jax.random.split(key, 1000))
+        state, metrics = jax.lax.scan(step, state, jax.random.split(key, UPDATES_PER_CALL))
         return state, jax.tree.map(lambda x: x[-100:].mean(), metrics)
 
     state = learner.init(keys.stream(seed, "init"))
-    for block in range(options.num_train_steps // 1000):
-        state, metrics = thousand(state, jnp.asarray(right), keys.at_step(keys.stream(seed, "updates"), block))
+    for block in range(options.num_train_steps // UPDATES_PER_CALL):
+        state, metrics = many(state, right, keys.at_step(keys.stream(seed, "updates"), block))
         values, cloning = (metrics[name].item() for name in ("value/values", "policy/loss"))
-        CONSOLE.print(f"  {1000 * (block + 1)} updates: mean value {values:.3f}, policy loss {cloning:.3f}")
+        CONSOLE.print(f"  {UPDATES_PER_CALL * (block + 1)} updates: mean value {values:.3f}, policy loss {cloning:.3f}")
     return state
 
 
-def values_of(learner: DQC, params: Params, right: Float[np.ndarray, "positions"]) -> Float[np.ndarray, "starts"]:
+def values_of(learner: DQC, params: Params, right: Float[Array, "positions"]) -> Float[np.ndarray, "starts"]:
     """What the action critic says of the good beginning (with chunks as long as the backup: of the good chunk)."""
     start = jnp.arange(GOAL)
     fast = jnp.ones(GOAL, bool)
-    actions = behave(jnp.asarray(right), start, fast, fast)[0][:, : learner.config.action_horizon]
+    actions = behave(right, start, fast, fast)[0][:, : learner.config.action_horizon]
     return np.asarray(jax.jit(learner.q_values)(params["action_critic"], observe(start).state, actions))
 
 
 def act(
-    learner: DQC, state: dqc.DQCState, right: Float[np.ndarray, "positions"], seed: int, push: float, episodes: int
+    learner: DQC, state: dqc.DQCState, right: Float[Array, "positions"], seed: int, push: float, episodes: int
 ) -> Bool[np.ndarray, "episodes"]:
     """Whether each episode arrives from position 0 within the budget. A push comes behind a step."""
 
@@ -221,7 +222,7 @@ def act(
         decisions = jax.random.split(key, BUDGET // learner.config.steps_run)
         return jax.lax.scan(decide, jnp.zeros(episodes, jnp.int32), decisions)[0] == GOAL
 
-    return np.asarray(roll_out(learner.actor(state), jnp.asarray(right), keys.stream(seed, "judge")))
+    return np.asarray(roll_out(learner.actor(state), right, keys.stream(seed, "judge")))
 
 
 def _entries(row: str, config: DQCConfig, found: dict[str, np.ndarray], seed: int) -> list[results.Entry]:
