@@ -6,7 +6,7 @@ A seed changes demonstrations and training; all arms are judged on the same 256 
 not run again. About five minutes per seed and arm on one CPU core. With another number of bins or updates the results
 belong elsewhere than in the table: name a folder for them.
 
-    python scripts/reproduce_discrete_diffusion_place.py --seeds 0 --arms discrete_diffusion --num-bins 16 --results runs/x
+    python scripts/reproduce_discrete_diffusion_place.py --seeds 0 --arms discrete_diffusion --num-bins 16 --results X
 """
 
 import dataclasses
@@ -47,6 +47,7 @@ CONSOLE = rich.console.Console(highlight=False)
 class Options:
     seeds: tuple[int, ...] = (0, 1, 2)
     arms: tuple[str, ...] = tuple(ARMS)
+    decoders: tuple[str, ...] = ("own", *OTHER_DECODERS)  # of the discrete diffusion that are judged
     num_bins: int = discrete_diffusion_place.NUM_BINS
     num_train_steps: int | None = None  # None: as the recipe has it
     out: str = discrete_diffusion_place.FOLDER
@@ -64,9 +65,9 @@ def main() -> None:
             run_dir = f"{folder}/{arm}_{options.num_bins}_bins_{recipe.fit.num_train_steps}"
             if experiment.train(recipe, run_dir, quiet=True).interrupted:
                 return
-            entries = [judge(run_dir, arm)]
-            if arm == "discrete_diffusion":
-                entries += [judge(run_dir, name, decoding) for name, decoding in OTHER_DECODERS.items()]
+            decoders = options.decoders if arm == "discrete_diffusion" else ("own",)
+            rows = [(arm, None) if name == "own" else (name, OTHER_DECODERS[name]) for name in decoders]
+            entries = [judge(run_dir, row, decoding) for row, decoding in rows]
             results.append(Path(options.results), f"seed{seed}", entries)
 
 
