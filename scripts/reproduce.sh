@@ -38,9 +38,11 @@ expo() { # six arms, five seeds side by side
   "$bin/vla-jax" table expo
 }
 
-serl() { # six arms, a minute and a half of one core per arm and seed
+serl() { # six arms, three minutes of one core each for all seeds; then the classifier, a minute per seed
   "$bin/python" scripts/reproduce_serl.py --seeds 0 1 2
+  "$bin/python" scripts/reproduce_serl_classifier.py --seeds 0 1 2
   "$bin/vla-jax" table serl
+  "$bin/vla-jax" table serl_classifier
 }
 
 dqc() { # a chain, a minute of one core per method and seed
