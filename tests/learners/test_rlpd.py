@@ -8,11 +8,13 @@ import numpy as np
 import optax
 import pytest
 
+from tests.evaluation.point_env import PointEnv
 from vla_jax.core import errors
 from vla_jax.core.types import Observation, Transitions
 from vla_jax.learners import rlpd
 from vla_jax.learners.rlpd import RLPD, RLPDConfig
 from vla_jax.nets.critics import CriticConfig
+from vla_jax.training.online import ReplayConfig, ReplaySource
 
 H, A, S, B = 2, 2, 3, 6
 SMALL = RLPDConfig(action_horizon=H, num_critics=4, critic=CriticConfig((16, 16), activation="tanh"), actor_dims=(16,))
@@ -169,3 +171,15 @@ def test_it_finds_the_best_action_of_a_bandit():
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(errors.ConfigError, match=next(iter(wrong))):
         make(**wrong)
+
+
+def test_it_fits_the_source_of_online_learners():
+    """The rows that an environment gives are the rows that the update takes, whatever the horizon; by shapes alone."""
+    config = ReplayConfig(num_envs=4, capacity=64, warmup_decisions=2, rounds=1, critic_updates=2, batch_size=8)
+    learner = RLPD(2, 2, optax.adam(1e-3), dataclasses.replace(SMALL, action_horizon=3))
+    abstract = jax.eval_shape(learner.init, KEY)
+    source = ReplaySource(PointEnv(), learner, jax.eval_shape(learner.actor, abstract), config)
+    batch = source.example()
+    assert batch.observation.shape == (1, 2, 8, 2) and batch.actions.shape == (1, 2, 8, 3, 2)
+    after, _ = jax.eval_shape(learner.update, abstract, KEY, batch)
+    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, abstract)
