@@ -9,12 +9,9 @@ Before blaming a policy, `libero_replay.replay_check` runs a dataset's own actio
 
 import dataclasses
 import itertools
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
@@ -22,6 +19,7 @@ from vla_jax.core import errors, keys
 from vla_jax.core.types import Observation, Params, PromptTable
 from vla_jax.envs.libero import LiberoObservation, LiberoTasks, LiberoVectorEnv
 from vla_jax.evaluation import results, statistics
+from vla_jax.evaluation.lanes import Lanes, decider, restart
 from vla_jax.evaluation.rollouts import Act, Progress, Unnormalize
 from vla_jax.learners.base import Memory
 
@@ -104,8 +102,13 @@ def evaluate(
     _check(policy, env, tasks, execution_horizon)
     shown = shown_tasks or {}
     jobs = list(itertools.product(tasks, init_states))
-    lanes = _Lanes(env, jobs)
-    decide = _decider(policy)
+
+    def start(episodes: Sequence[int], lanes: Sequence[int]) -> None:
+        tasks, init_states = zip(*(jobs[i] for i in episodes), strict=True)
+        env.reset(tasks, init_states, lanes=lanes)
+
+    lanes = Lanes(env.num_workers, len(jobs), start=start, look=env.observe, step=env.step_chunk, map_rows=_map_rows)
+    decide = decider(policy)
     memory = policy.initial_memory(env.num_workers)
     noise = keys.stream(seed, "libero")
     records: dict[int, EpisodeRecord] = {}
@@ -113,51 +116,15 @@ def evaluate(
         started = lanes.refill()
         if not lanes.busy:
             return tuple(records[job] for job in range(len(jobs)))
-        memory = _restart(memory, policy.initial_memory(env.num_workers), started)
+        memory = restart(memory, policy.initial_memory(env.num_workers), started)
         observation = _to_observation(policy, lanes.observe(), shown)
         actions, memory = decide(policy.actor_params, keys.at_step(noise, decision), observation, memory)
-        for lane, job in lanes.run(_fitting(np.asarray(actions), execution_horizon)):
+        for lane, job in lanes.run(_fitting(np.asarray(actions), execution_horizon)).ended:
             task, init_state = jobs[job]
             success, num_steps = bool(env.success[lane]), int(env.env_steps[lane])
             records[job] = EpisodeRecord(task, init_state, success, num_steps, seed, shown.get(task, task))
             if progress is not None:
                 progress(len(records), len(jobs), sum(record.success for record in records.values()))
-
-
-class _Lanes:
-    """Which episode runs in which worker."""
-
-    def __init__(self, env: LiberoVectorEnv, jobs: Sequence[tuple[int, int]]):
-        self._env, self._jobs = env, jobs
-        self._waiting = deque(range(len(jobs)))
-        self.busy: dict[int, int] = {}  # lane -> job
-        self._last: LiberoObservation | None = None
-
-    def refill(self) -> list[int]:
-        """Start the next episodes in free lanes, in order, and return those lanes."""
-        free = [lane for lane in range(self._env.num_workers) if lane not in self.busy][: len(self._waiting)]
-        if free:
-            self.busy |= {lane: self._waiting.popleft() for lane in free}
-            tasks, init_states = zip(*(self._jobs[self.busy[lane]] for lane in free), strict=True)
-            self._env.reset(tasks, init_states, lanes=free)
-        return free
-
-    def observe(self) -> LiberoObservation:
-        """Busy lanes as they are now; an idle one shows its last frame, or another lane's where it never ran."""
-        lanes = sorted(self.busy)
-        seen = self._env.observe(lanes)
-        if self._last is None:
-            fill = [lanes.index(lane) if lane in self.busy else 0 for lane in range(self._env.num_workers)]
-            self._last = _map_rows(lambda array: array[fill], seen)
-        else:
-            self._last = _map_rows(lambda old, new: _replaced(old, lanes, new), self._last, seen)
-        return self._last
-
-    def run(self, actions: Float[np.ndarray, "n h 7"]) -> list[tuple[int, int]]:
-        """Execute, and return (lane, job) of the episodes that ended."""
-        lanes = sorted(self.busy)
-        result = self._env.step_chunk(actions[lanes], lanes)
-        return [(lane, self.busy.pop(lane)) for lane, done in zip(lanes, result.done, strict=True) if done]
 
 
 def to_entry(
@@ -222,14 +189,6 @@ def _check(policy: Policy, env: LiberoVectorEnv, tasks: Sequence[int], execution
         )
 
 
-def _decider(policy: Policy) -> Callable[..., tuple[Array, Memory]]:
-    def decide(actor_params, key, observation, memory):
-        actions, memory = policy.act(actor_params, key, policy.normalize(observation), memory)
-        return policy.unnormalize(actions, observation.state), memory
-
-    return jax.jit(decide) if policy.jit else decide
-
-
 def _to_observation(policy: Policy, seen: LiberoObservation, shown: Mapping[int, int]) -> Observation:
     seen = policy.prepare(seen)
     rows = np.array([shown.get(int(task), int(task)) for task in seen.tasks])
@@ -252,12 +211,6 @@ def _fitting(actions: Float[np.ndarray, "b h a"], execution_horizon: int) -> Flo
     return actions[:, :execution_horizon, :_ACTION_DIM]
 
 
-def _restart(memory: Memory, fresh: Memory, lanes: Sequence[int]) -> Memory:
-    """Memory as at the start in these lanes, untouched in the others."""
-    rows = jnp.array(lanes, jnp.int32)
-    return jax.tree.map(lambda old, new: jnp.asarray(old).at[rows].set(jnp.asarray(new)[rows]), memory, fresh)
-
-
 def _map_rows(function: Callable[..., np.ndarray], *seen: LiberoObservation) -> LiberoObservation:
     first = seen[0]
     return LiberoObservation(
@@ -265,9 +218,3 @@ def _map_rows(function: Callable[..., np.ndarray], *seen: LiberoObservation) -> 
         state=function(*(each.state for each in seen)),
         tasks=function(*(each.tasks for each in seen)),
     )
-
-
-def _replaced(old: np.ndarray, rows: Sequence[int], new: np.ndarray) -> np.ndarray:
-    out = old.copy()
-    out[list(rows)] = new
-    return out
