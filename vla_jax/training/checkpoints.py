@@ -26,6 +26,7 @@ from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers as managers
 
 from vla_jax.core import errors
+from vla_jax.core.trees import flatten, nest, unflatten
 from vla_jax.core.types import Params
 from vla_jax.training import sharding
 
@@ -139,7 +140,7 @@ class Checkpoints:
         }
         loaded = {name: _load(folder / name, leaves) for name, leaves in wanted.items()}
         learner = loaded["learner"] | {path: loaded["actor"][name] for path, name in shared.items()}
-        return _unflatten(learner_state, learner), _unflatten(source_state, loaded["source"])
+        return unflatten(learner_state, learner), unflatten(source_state, loaded["source"])
 
     def wait(self) -> None:
         """Until the last save is complete. Raises what the writing thread raised."""
@@ -259,15 +260,6 @@ def plain(value: Any) -> Any:
     )
 
 
-def flatten(tree: Any) -> Leaves:
-    """Path to leaf; a tree that is one leaf has the path `value`."""
-    found = jax.tree_util.tree_leaves_with_path(tree)
-    leaves = {sharding.path_name(path) or "value": leaf for path, leaf in found}
-    if len(leaves) != len(found):
-        raise errors.ConfigError("two leaves of a state have the same path", fix='keep "/" out of dict keys')
-    return leaves
-
-
 def describe(leaf: Any) -> tuple[list[int], str]:
     """Shape and dtype; Python numbers have the dtypes int, float and bool."""
     if isinstance(leaf, bool | int | float):
@@ -361,22 +353,6 @@ def _dtype(name: str) -> Any:
     if name not in _key_kinds():
         return jnp.dtype(name)
     return jax.eval_shape(lambda: jax.random.key(0, impl=_key_kinds()[name])).dtype
-
-
-def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten` for nested dicts."""
-    tree: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = leaf
-    return tree
-
-
-def _unflatten(tree: Any, leaves: Leaves) -> Any:
-    return jax.tree.unflatten(jax.tree.structure(tree), [leaves[path] for path in flatten(tree)])
 
 
 def _number(value: Any, worst: float) -> float:
