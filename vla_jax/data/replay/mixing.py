@@ -54,13 +54,14 @@ def counts_in_proportion(batch_size: int, sizes: Sequence[int], draw: float) -> 
     return tuple(stop - start for start, stop in itertools.pairwise(bounds))
 
 
-def join(batches: Sequence[Transitions]) -> Transitions:
+def join(batches: Sequence[Transitions], sources: Sequence[int] | None = None) -> Transitions:
     """Batches with the same fields behind one another, along the last axis of `rewards` but one; numpy or jax.
 
-    `extras["source"]` is the number of the batch that a row came from, int32. Raises DataError when the batches differ
-    in structure or in the shape of a row.
+    `extras["source"]` is the number of the batch that a row came from (or what `sources` says of it), int32. Raises
+    DataError when the batches differ in structure or in the shape of a row.
     """
-    tagged = [_tagged(batch, i) for i, batch in enumerate(batches)]
+    numbers = range(len(batches)) if sources is None else sources
+    tagged = [_tagged(batch, i) for batch, i in zip(batches, numbers, strict=True)]
     _check_alike(tagged)
     axis = batches[0].rewards.ndim - 2
     on_device = any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(tagged))

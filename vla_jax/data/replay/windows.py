@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Int, Key
 
@@ -116,17 +117,18 @@ def sample(
 def n_step(batch: Transitions, discount: float) -> Transitions:
     """The same batch as transitions of one action each: the first one, with the discounted return of all the steps.
 
-    `discounts` become `prod(discount * discounts) / discount`, so that a learner that multiplies by `discount` gets
-    `discount**m` after `m` steps that were run and 0 where one ended the task.
+    Numpy or jax. `discounts` become `prod(discount * discounts) / discount`, so that a learner that multiplies by
+    `discount` gets `discount**m` after `m` steps that were run and 0 where one ended the task.
     """
-    per_step = jnp.where(batch.action_mask, discount, 1.0)
-    through = jnp.cumprod(per_step, axis=-1) * batch.discounts
-    before = jnp.concatenate([jnp.ones_like(through[..., :1]), through[..., :-1]], axis=-1)
-    rewards = jnp.where(batch.action_mask, batch.rewards * before, 0.0).sum(axis=-1, keepdims=True)
+    xp = jnp if isinstance(batch.rewards, jax.Array) else np
+    per_step = xp.where(batch.action_mask, discount, 1.0)
+    through = xp.cumprod(per_step, axis=-1) * batch.discounts
+    before = xp.concatenate([xp.ones_like(through[..., :1]), through[..., :-1]], axis=-1)
+    rewards = xp.where(batch.action_mask, batch.rewards * before, 0.0).sum(axis=-1, keepdims=True)
     return batch.replace(
         actions=batch.actions[..., :1, :],
-        rewards=rewards,
-        discounts=through[..., -1:] / discount,
+        rewards=rewards.astype(batch.rewards.dtype),
+        discounts=(through[..., -1:] / discount).astype(batch.discounts.dtype),
         action_mask=batch.action_mask[..., :1],
     )
 
