@@ -112,6 +112,13 @@ def test_samples_are_uniform_over_what_may_start():
     assert np.allclose(shares[1] / 6000, 1 / 3, atol=0.03)
 
 
+def test_a_buffer_without_a_whole_window_gives_none():
+    """The last slot of all runs one step of the two: it must not be taken for want of a better one."""
+    batch = _sample(filled([[0] * 9, [0] * 7 + [1, 1]]), jax.random.key(0), (16,), 2, whole=True)
+    assert not batch.action_mask.any()
+    assert _sample(filled([[0] * 9, [0] * 7 + [1, 1]]), jax.random.key(0), (16,), 2).action_mask.sum() == 16
+
+
 def test_many_steps_at_once_are_the_same_as_one_by_one():
     acts = jnp.ones((ENVS, 12), bool)
     buffer = empty()

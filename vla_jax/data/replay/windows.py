@@ -105,7 +105,8 @@ def sample(
     number = jnp.cumsum(allowed)  # an allowed row is the first where this reaches its number
     drawn = jax.random.randint(key, shape, 0, jnp.maximum(number[-1], 1)) + 1
     rows = jnp.minimum(jnp.searchsorted(number, drawn.ravel()), allowed.size - 1).reshape(shape)
-    num_steps = jnp.minimum(ahead.ravel()[rows], action_horizon)
+    # where nothing may start, a row is drawn all the same: it runs nothing
+    num_steps = jnp.where(allowed[rows], jnp.minimum(ahead.ravel()[rows], action_horizon), 0)
     step = jnp.broadcast_to(jnp.arange(action_horizon), (*shape, action_horizon))
     held = jnp.minimum(step, jnp.maximum(num_steps - 1, 0)[..., None])
     flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), (buffer.steps, buffer.extras))
