@@ -189,14 +189,15 @@ class RLPD:
         self, actor_params: Params, key: Key[Array, ""], observation: Observation, memory: tuple[()]
     ) -> tuple[Float[Array, "b h a"], tuple[()]]:
         """The mode of the policy; `key` plays no part."""
-        features = self.encode(actor_params["encoder"], {}, observation)
+        # checkpoints keep no empty part, so that without an encoder there is none
+        features = self.encode(actor_params.get("encoder", {}), {}, observation)
         return self._chunks(self.gaussian.bind(actor_params["head"]).mode(features)), memory
 
     def observe(
         self, actor_params: Params, key: Key[Array, ""], observation: Observation
     ) -> tuple[Float[Array, "b f"], Observation | Float[Array, "b f"]]:
         """For collection: features to act on, and for the buffer the observation, or the state where it is all."""
-        features = self.encode(actor_params["encoder"], {}, observation)
+        features = self.encode(actor_params.get("encoder", {}), {}, observation)
         return features, features if self.encoder is None else observation
 
     def explore(
@@ -221,10 +222,7 @@ class RLPD:
             batch = batch.replace(observation=now, next_observation=following)
         critic_keys = jax.random.split(critic_key, batch.rewards.shape[0])
         state, critic_metrics = jax.lax.scan(self._critic_step, state, (critic_keys, batch))
-        if self.config.actor_batch == "all":
-            seen = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), batch)
-        else:
-            seen = jax.tree.map(lambda leaf: leaf[-1], batch)
+        seen = batch if self.config.actor_batch == "all" else jax.tree.map(lambda leaf: leaf[-1:], batch)
         state, actor_metrics = self._actor_step(state, actor_key, seen)
         return state.replace(step=state.step + 1), jax.tree.map(jnp.mean, critic_metrics) | actor_metrics
 
@@ -272,16 +270,28 @@ class RLPD:
         return td.squared_error(q_values, targets).mean(), q_values.mean()
 
     def _actor_step(self, state: RLPDState, key: Key[Array, ""], batch: Transitions) -> tuple[RLPDState, Metrics]:
-        actor_key, temperature_key = jax.random.split(key)
-        loss_and_grads = jax.value_and_grad(self.actor_loss, has_aux=True)
-        noise = jax.random.normal(actor_key, (batch.rewards.shape[0], self.chunk_dim))
-        (loss, log_prob), grads = loss_and_grads(state.params["actor"], state, batch.observation, noise)
-        if self.config.temperature_states == "next":
-            log_prob = self._sample(state, temperature_key, batch.next_observation)[1]
+        """One step on all minibatches of `batch`, [n, b, ...], by the mean of their gradients.
+
+        Made one after another: so many rows through all heads at once would not stay in the cache.
+        """
+
+        def minibatch(_, inputs):
+            key, rows = inputs
+            actor_key, temperature_key = jax.random.split(key)
+            noise = jax.random.normal(actor_key, (rows.rewards.shape[0], self.chunk_dim))
+            loss_and_grads = jax.value_and_grad(self.actor_loss, has_aux=True)
+            (loss, log_prob), grads = loss_and_grads(state.params["actor"], state, rows.observation, noise)
+            if self.config.temperature_states == "next":
+                log_prob = self._sample(state, temperature_key, rows.next_observation)[1]
+            temperature_grads = jax.grad(self.temperature_loss)(state.params["temperature"], log_prob)
+            return None, (loss, -log_prob.mean(), grads, temperature_grads)
+
+        keys = jax.random.split(key, batch.rewards.shape[0])
+        each = jax.lax.scan(minibatch, None, (keys, batch))[1]
+        loss, randomness, grads, temperature_grads = jax.tree.map(lambda leaf: leaf.mean(axis=0), each)
         temperature = self.temperature(state.params["temperature"])
-        temperature_grads = jax.grad(self.temperature_loss)(state.params["temperature"], log_prob)
         state = self._apply(self._apply(state, "actor", grads), "temperature", temperature_grads)
-        return state, {"actor/loss": loss, "actor/entropy": -log_prob.mean(), "actor/temperature": temperature}
+        return state, {"actor/loss": loss, "actor/entropy": randomness, "actor/temperature": temperature}
 
     def actor_loss(
         self, actor: Params, state: RLPDState, observation: Observation, noise: Float[Array, "b i"]
