@@ -131,8 +131,10 @@ def test_a_relabelled_set_ends_where_the_task_is_solved(tmp_path):
     frames = select(opened, config)
     assert frames.num_frames == 4 * 30  # as many transitions as the source has
     rows = frames.frame(np.arange(120))
-    acts = is_terminal(opened, config.transitions)[opened.episode_of(rows)] & opened.columns["is_last"][rows]
-    assert acts.sum() == ends  # and the loader lets exactly these end the task
+    episodes = opened.episode_of(rows)
+    is_last = rows == np.asarray(opened.episode_starts)[episodes + 1] - 1
+    # the loader lets exactly these end the task, and starts nothing at the others
+    assert is_last.sum() == (is_terminal(opened, config.transitions)[episodes] & is_last).sum() == ends
 
 
 def _replace_goal(source: Path, goal: TaskGoal) -> None:
