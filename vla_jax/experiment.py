@@ -12,14 +12,13 @@ from typing import Any
 import jax
 
 from vla_jax.core import errors
-from vla_jax.core.types import Params
+from vla_jax.core.types import Params, Transitions
 from vla_jax.data import normalization
 from vla_jax.data.demonstrations import compute_statistics
 from vla_jax.data.loader import Loader
 from vla_jax.data.pictures.augment import augment_batch
 from vla_jax.envs.base import Env, EnvSpec
 from vla_jax.envs.libero import LiberoTasks
-from vla_jax.envs.mjx.tabletop import TabletopConfig
 from vla_jax.evaluation import judges, libero, libero_check, manifest, results
 from vla_jax.evaluation.held_out import HeldOut, sets_of, together
 from vla_jax.evaluation.judges import Judge
@@ -27,11 +26,13 @@ from vla_jax.evaluation.libero import LiberoEpisodes
 from vla_jax.evaluation.libero_check import SimulatorCheck
 from vla_jax.evaluation.rollouts import Episodes, Progress, Rollout
 from vla_jax.learners.base import Learner, LearnerState
-from vla_jax.learners.expo import EXPOConfig
-from vla_jax.training import checkpoints, contract, trained
+from vla_jax.learners.dqc import DQCConfig
+from vla_jax.learners.imitation import ImitationConfig
+from vla_jax.training import checkpoints, contract, recorded, trained
 from vla_jax.training.fit import Evaluate, FitResult, fit
 from vla_jax.training.online import ReplaySource
-from vla_jax.training.recipe import EvaluationConfig, Recipe, to_plain
+from vla_jax.training.recipe import AROUND_A_POLICY, EvaluationConfig, PureEnvConfig, Recipe, chunk_steps, to_plain
+from vla_jax.training.recorded import OfflineSource
 from vla_jax.training.sources import DatasetSource, Source
 from vla_jax.training.step import Augment
 from vla_jax.training.trained import Edges, TrainedPolicy
@@ -107,6 +108,8 @@ def data_statistics(recipe: Recipe) -> normalization.Statistics:
     """Those the policy was trained with: from the checkpoint it starts from, else computed from all data together."""
     if recipe.start_from is not None:
         return trained.load_statistics(recipe.start_from)
+    if not recipe.data.datasets:  # a learner that needs no recordings: states and actions as the environment has them
+        return normalization.Statistics.identity(recipe.policy.backbone.state_dim, recipe.policy.decoder.action_dim)
     _require_datasets(recipe)
     return compute_statistics(recipe.data.datasets, faults=recipe.data.faults)
 
@@ -217,14 +220,14 @@ def entries(
 
 
 def rollout(
-    policy: TrainedPolicy, env_config: TabletopConfig, execution_horizon: int, *, swap_instructions: bool = False
+    policy: TrainedPolicy, env_config: PureEnvConfig, execution_horizon: int, *, swap_instructions: bool = False
 ) -> Rollout:
     """The policy in an environment, with the statistics and the tokenizer it was trained with."""
     env = make_env(policy.recipe, env_config, policy.edges)
     return judges.make_rollout(env, policy.learner, policy.edges, execution_horizon, swap_instructions)
 
 
-def make_env(recipe: Recipe, config: TabletopConfig, edges: Edges) -> Env:
+def make_env(recipe: Recipe, config: PureEnvConfig, edges: Edges) -> Env:
     """Raises ConfigError when the environment does not show and take what the recipe's policy was made for."""
     env = config.make(edges.prompts(config.instructions))
     _check_env(recipe, env.spec, edges)
@@ -262,13 +265,9 @@ def _source(
     def warm_start(state: LearnerState) -> LearnerState:
         return learner.with_base(state, trained.load(recipe.start_from).base_params, jax.random.key(recipe.fit.seed))
 
-    if isinstance(recipe.learner, EXPOConfig):
-        env = make_env(recipe, recipe.evaluation.envs[0], edges)
-        actor = jax.eval_shape(lambda key: learner.actor(learner.init(key)), jax.random.key(0))
-        source = ReplaySource(
-            env, learner, actor, recipe.replay, normalize=edges.normalize, unnormalize=edges.unnormalize
-        )
-        return source, warm_start
+    if not isinstance(recipe.learner, ImitationConfig):
+        source = _offline(recipe, edges) if recipe.replay is None else _online(recipe, learner, edges)
+        return source, warm_start if isinstance(recipe.learner, AROUND_A_POLICY) else None
     loader = Loader(
         recipe.data.datasets,
         batch_size=recipe.data.batch_size,
@@ -285,6 +284,35 @@ def _source(
         faults=recipe.data.faults,
     )
     return DatasetSource(loader), None if recipe.start_from is None else warm_start
+
+
+def _online(recipe: Recipe, learner: Learner, edges: Edges) -> Source:
+    env = make_env(recipe, recipe.evaluation.envs[0], edges)
+    actor = jax.eval_shape(lambda key: learner.actor(learner.init(key)), jax.random.key(0))
+    return ReplaySource(
+        env,
+        learner,
+        actor,
+        recipe.replay,
+        recorded=None if recipe.recorded is None else _recorded_rows(recipe, edges),
+        recorded_fraction=0.0 if recipe.recorded is None else recipe.recorded.fraction,
+        normalize=edges.normalize,
+        unnormalize=edges.unnormalize,
+    )
+
+
+def _offline(recipe: Recipe, edges: Edges) -> Source:
+    config, seed = recipe.recorded, recipe.fit.seed
+    by_update = isinstance(recipe.learner, DQCConfig)  # the others take rounds of several updates
+    shape = (config.batch_size,) if by_update else (1, config.critic_updates, config.batch_size)
+    if config.hindsight is not None:
+        return OfflineSource.of_trajectories(config, edges.normalizer, shape, chunk_steps(recipe.learner), seed)
+    return OfflineSource.of_rows(_recorded_rows(recipe, edges), shape, seed)
+
+
+def _recorded_rows(recipe: Recipe, edges: Edges) -> Transitions:
+    steps = chunk_steps(recipe.learner)
+    return recorded.transitions(recipe.recorded, steps, edges.encode, edges.normalizer, recipe.learner.discount)
 
 
 def _normalizers(
@@ -334,7 +362,7 @@ def validation(
 ) -> HeldOut | None:
     """The evaluation on held-out episodes, normalized as in training (`by_dataset`: `dataset_statistics`, or nothing
     where all have the same); None where no dataset holds any out, and for learners that act online."""
-    if isinstance(recipe.learner, EXPOConfig):
+    if not isinstance(recipe.learner, ImitationConfig):
         return None
     sets = sets_of(recipe.data.datasets, _normalizers(recipe, edges, by_dataset), edges.encode)
     return HeldOut(learner, sets, action_names) if sets else None

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.evaluation.point_env import PointEnv
+from vla_jax.core.types import Observation, Transitions
 from vla_jax.training import sharding
 from vla_jax.training.online import ReplayConfig, ReplaySource
 
@@ -118,3 +119,26 @@ def test_eight_devices_collect_what_one_does():
         expected, found = alone.next(step, Straight.actor), spread.next(step, Straight.actor)
     assert len(spread.state().env.physics.sharding.device_set) == 8
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, expected)
+
+
+def test_a_part_of_every_batch_is_recorded_and_seen_as_experience_is():
+    far = jnp.full((7, 2), 5.0)
+    observation = Observation({}, {}, far, jnp.ones((7, 1), jnp.int32), jnp.ones((7, 1), bool))
+    steps = (7, HORIZON)
+    recorded = Transitions(
+        observation,
+        jnp.zeros((*steps, 2)),
+        jnp.arange(35.0).reshape(steps),
+        jnp.ones(steps),
+        jnp.ones(steps, bool),
+        observation,
+        {},
+    )
+    made = ReplaySource(PointEnv(), Straight(), Straight.actor, CONFIG, recorded=recorded, recorded_fraction=0.25)
+    batch, _ = made.next(0, Straight.actor)
+    assert jax.tree.map(jnp.shape, made.example()) == jax.tree.map(jnp.shape, batch)
+    is_recorded = np.asarray(batch.observation["state"][..., 0] == 5.0)
+    assert (is_recorded.sum(axis=-1) == 4).all()
+    np.testing.assert_array_equal(batch.extras["source"] == 0, is_recorded)
+    # rows are drawn whole: the rewards of a recorded chunk are consecutive
+    assert (np.diff(np.asarray(batch.rewards)[is_recorded], axis=-1) == 1).all()

@@ -60,6 +60,16 @@ class Statistics:
     state: FieldStatistics
     actions: FieldStatistics
 
+    @classmethod
+    def identity(cls, state_dim: int, action_dim: int) -> "Statistics":
+        """Those that change nothing, whatever the mode: where there is no data to compute them from."""
+
+        def unit(dim: int) -> FieldStatistics:
+            low, high = (-1.0,) * dim, (1.0,) * dim
+            return FieldStatistics((0.0,) * dim, high, low, high, low, high, count=0)
+
+        return cls(unit(state_dim), unit(action_dim))
+
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2)
 

@@ -20,8 +20,9 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 from vla_jax.core import errors
 from vla_jax.core.types import Observation
 from vla_jax.data import columns, demonstrations
+from vla_jax.data.formats.episodes import EpisodeDataset
 from vla_jax.data.normalization import Normalizer
-from vla_jax.data.schema import DatasetConfig
+from vla_jax.data.schema import DatasetConfig, TransitionConfig
 from vla_jax.data.trajectories import Trajectories
 
 
@@ -103,15 +104,19 @@ def from_dataset(config: DatasetConfig, normalizer: Normalizer, cache_folder: st
     bounds = np.asarray(dataset.episode_starts)
     lengths = np.diff(bounds)[chosen]
     frames = np.concatenate([np.arange(*bounds[i : i + 2]) for i in chosen])
-    discounts, last = np.ones(len(frames), np.float32), np.cumsum(lengths) - 1
-    ends = demonstrations.is_terminal(dataset, config.transitions)[chosen]
-    if config.transitions.last_step == "shows":  # the last row is only arrived at: the step before it ended the task
-        ends, last = ends & (lengths > 1), last - 1
-    discounts[last[ends]] = 0
+    discounts = _discounts(dataset, config.transitions, chosen)
     state = normalizer.normalize_state(columns.vectors(dataset, config.state_names, frames))
     actions = normalizer.normalize_actions(columns.vectors(dataset, config.action_names, frames))
     rewards = columns.vectors(dataset, (config.transitions.reward_key,), frames)[:, 0]
     return from_arrays(state_observations(state), actions, rewards, discounts, lengths)
+
+
+def rewards_of(dataset: EpisodeDataset, config: TransitionConfig) -> Trajectories:
+    """Rewards and ends of all episodes of a set, frame by frame, without what was seen and done."""
+    lengths = np.diff(np.asarray(dataset.episode_starts))
+    everything, nothing = np.arange(lengths.sum()), np.zeros((lengths.sum(), 0), np.float32)
+    rewards = columns.vectors(dataset, (config.reward_key,), everything)[:, 0]
+    return from_arrays(nothing, nothing, rewards, _discounts(dataset, config, np.arange(len(lengths))), lengths)
 
 
 def state_observations(state: Float[np.ndarray, "*b s"]) -> Observation:
@@ -153,6 +158,19 @@ def best_episodes(trajectories: Trajectories, percent: float) -> Bool[np.ndarray
     num_best = max(1, round(len(starts) * percent / 100))
     best = np.argsort(-returns[starts], kind="stable")[:num_best]
     return np.isin(episode, best)
+
+
+def _discounts(
+    dataset: EpisodeDataset, config: TransitionConfig, episodes: Int[np.ndarray, "e"]
+) -> Float32[np.ndarray, "n"]:
+    """Of the rows of these episodes: 0 at the step that ended the task."""
+    lengths = np.diff(np.asarray(dataset.episode_starts))[episodes]
+    discounts, last = np.ones(lengths.sum(), np.float32), np.cumsum(lengths) - 1
+    ends = demonstrations.is_terminal(dataset, config)[episodes]
+    if config.last_step == "shows":  # the last row is only arrived at: the step before it ended the task
+        ends, last = ends & (lengths > 1), last - 1
+    discounts[last[ends]] = 0
+    return discounts
 
 
 def _rows_of(number: int, episode: Episode) -> tuple[Float32[np.ndarray, "n a"], np.ndarray, np.ndarray]:

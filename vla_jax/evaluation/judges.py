@@ -3,7 +3,6 @@
 make_judge(config, learner, edges, evaluation).evaluate(actor_params) -> Episodes or LiberoEpisodes
 """
 
-from collections.abc import Callable
 from typing import Protocol
 
 import jax
@@ -11,15 +10,14 @@ import jax
 from vla_jax.core.types import Params
 from vla_jax.envs.base import Env, EnvSpec
 from vla_jax.envs.libero import LiberoTasks
-from vla_jax.envs.mjx.tabletop import TabletopConfig
 from vla_jax.evaluation import libero
 from vla_jax.evaluation.libero import LiberoEpisodes
 from vla_jax.evaluation.rollouts import Episodes, Progress, Rollout, swapped_instructions
 from vla_jax.learners.base import Learner
-from vla_jax.training.recipe import EvaluationConfig
+from vla_jax.training.recipe import EvaluationConfig, PureEnvConfig
 from vla_jax.training.trained import Edges
 
-EnvConfig = TabletopConfig | LiberoTasks  # what EvaluationConfig.envs holds
+EnvConfig = PureEnvConfig | LiberoTasks  # what EvaluationConfig.envs holds
 
 
 class Judge(Protocol):
@@ -36,15 +34,16 @@ def make_judge(
     config: EnvConfig, learner: Learner, edges: Edges, evaluation: EvaluationConfig, *, swap_instructions: bool = False
 ) -> Judge:
     """`swap_instructions` tells the policy another instruction than the one it is judged by."""
-    return _JUDGES[type(config)](config, learner, edges, evaluation, swap_instructions)
+    judge = LiberoJudge if isinstance(config, LiberoTasks) else PureJudge
+    return judge(config, learner, edges, evaluation, swap_instructions)
 
 
-class TabletopJudge:
+class PureJudge:
     """Episodes from drawn initial states, many at a time in one compiled program."""
 
     def __init__(
         self,
-        config: TabletopConfig,
+        config: PureEnvConfig,
         learner: Learner,
         edges: Edges,
         evaluation: EvaluationConfig,
@@ -98,9 +97,6 @@ class LiberoJudge:
                 progress=progress,
             )
         return LiberoEpisodes(config, records)
-
-
-_JUDGES: dict[type, Callable[..., Judge]] = {TabletopConfig: TabletopJudge, LiberoTasks: LiberoJudge}
 
 
 def make_rollout(

@@ -261,7 +261,7 @@ class EXPO:
     def _choose(
         self, actor_params: Params, key: Key[Array, ""], edit_key: Key[Array, ""] | None, embedded: Embedded
     ) -> Float[Array, "b h a"]:
-        features = self.look(actor_params["encoder"], embedded)
+        features = self.look(actor_params.get("encoder", {}), embedded)  # checkpoints keep no empty part
         candidates = self.candidates(actor_params["edit"], edit_key, features, embedded.candidates)
         return best_of(candidates, self.score(actor_params["critic"], key, embedded, candidates))
 
@@ -273,7 +273,7 @@ class EXPO:
         heads = critics.random_heads(
             key, config.num_critics, config.num_min_critics, replace=config.draw_with_replacement
         )
-        features = self.look(critic_params["encoder"], embedded)
+        features = self.look(critic_params.get("encoder", {}), embedded)
         return self._q_values(critics.take_heads(critic_params["heads"], heads), features, actions).min(axis=0)
 
     # --- learning -------------------------------------------------------------------------------------------------

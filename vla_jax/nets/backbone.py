@@ -8,6 +8,8 @@ A policy encodes an observation once and decodes from the same `Prefix` many tim
 
 from typing import Any, Protocol, runtime_checkable
 
+import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Float
 
 from vla_jax.core.types import Observation
@@ -43,3 +45,14 @@ class Backbone(Protocol):
     def features(self, prefix: Prefix) -> Float[Array, "b f"]:
         """One vector per example that says what the policy sees."""
         ...
+
+
+class Encoder(nnx.Module):
+    """Observations to one vector each: a backbone's features and the state. For critics and actors that train it."""
+
+    def __init__(self, backbone: Backbone):
+        self.backbone = backbone
+
+    def __call__(self, observation: Observation) -> Float[Array, "b f"]:
+        features = self.backbone.features(self.backbone.prefix(observation))
+        return jnp.concatenate([features, observation.state], axis=-1).astype(jnp.float32)

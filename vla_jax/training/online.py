@@ -6,6 +6,8 @@ One `next` makes one decision in every environment and samples the batch of one 
        |                |                          |
        +----------------+--> one row per environment, into the buffer --sample--> batch [rounds, critic_updates, b]
 
+With recorded episodes a part of every batch is theirs: they are looked at once, as what is met is.
+
 An episode that ended is replaced at the next decision, which it sits out: so its last observation is embedded like any
 other, a time limit bootstraps from it, and nothing is rendered twice.
 """
@@ -24,8 +26,10 @@ from jaxtyping import Array, Bool, Float, Key
 from vla_jax.core import errors, keys
 from vla_jax.core.types import Metrics, Observation, Params, Transitions
 from vla_jax.data.replay import device as replay
+from vla_jax.data.replay import mixing
 from vla_jax.envs.base import Env, EnvState
 from vla_jax.envs.wrappers import BatchedEnv, ChunkedEnv, reset_where
+from vla_jax.training import recorded as recorded_rows
 from vla_jax.training import sharding
 
 _RECENT_EPISODES = 256
@@ -87,14 +91,18 @@ class ReplaySource:
         abstract_actor: Params,
         config: ReplayConfig,
         *,
+        recorded: Transitions | None = None,
+        recorded_fraction: float = 0.5,
         normalize: Callable[[Observation], Observation] = _identity,
         unnormalize: Callable[[Float[Array, "b h a"], Float[Array, "b s"]], Float[Array, "b h a"]] = _as_predicted,
     ):
         self._env, self._learner, self._config = ChunkedEnv(BatchedEnv(env)), learner, config
         self._normalize, self._unnormalize = normalize, unnormalize
+        self._recorded, self._fraction, self._is_seen = recorded, recorded_fraction, False
         self._mesh: Mesh | None = None
         self._key = keys.stream(config.seed, "collect")
         self._abstract = jax.eval_shape(self._start, abstract_actor, self._key)
+        self._abstract_recorded = jax.eval_shape(self._see_rows, abstract_actor, self._key, recorded)
         self._collector: Collector | None = None
 
     def use_mesh(self, mesh: Mesh) -> None:
@@ -102,14 +110,16 @@ class ReplaySource:
 
     def example(self) -> Transitions:
         """Zeros of the shape of one update's batch."""
-        shapes = jax.eval_shape(lambda collector: self._sample(collector, self._key), self._abstract)
+        shapes = jax.eval_shape(self._sample, self._abstract, self._abstract_recorded, self._key)
         return jax.tree.map(_zeros, shapes)
 
     def next(self, step: int, actor_params: Params) -> tuple[Transitions, Metrics]:
         if self._collector is None:
             self._collector = self._warm_up(actor_params, self._key)
+        if not self._is_seen:  # not part of the state: the same data again after a restart
+            self._recorded, self._is_seen = self._see_rows(actor_params, self._key, self._recorded), True
         self._collector, batch, metrics = self._decide_and_sample(
-            self._collector, actor_params, keys.at_step(self._key, step + 1)
+            self._collector, self._recorded, actor_params, keys.at_step(self._key, step + 1)
         )
         return batch, metrics
 
@@ -136,11 +146,18 @@ class ReplaySource:
 
     @partial(jax.jit, static_argnums=0, donate_argnums=1)
     def _decide_and_sample(
-        self, collector: Collector, actor_params: Params, key: Key[Array, ""]
+        self, collector: Collector, recorded: Transitions | None, actor_params: Params, key: Key[Array, ""]
     ) -> tuple[Collector, Transitions, Metrics]:
         decide_key, sample_key = jax.random.split(key)
         collector, metrics = self._decide(collector, actor_params, decide_key)
-        return collector, self._sample(collector, sample_key), metrics
+        return collector, self._sample(collector, recorded, sample_key), metrics
+
+    @partial(jax.jit, static_argnums=0)
+    def _see_rows(self, actor_params: Params, key: Key[Array, ""], recorded: Transitions | None) -> Transitions | None:
+        """Recorded rows with what the buffer keeps of observations in their place; they are normalized already."""
+        if recorded is None:
+            return None
+        return recorded_rows.seen(recorded, key, lambda k, o: self._learner.observe(actor_params, k, o)[1])
 
     def _start(self, actor_params: Params, key: Key[Array, ""]) -> Collector:
         reset_key, observe_key = jax.random.split(key)
@@ -184,9 +201,12 @@ class ReplaySource:
     def _row(self, stored: Any, actions: Float[Array, "b h a"], chunk: Any, next_stored: Any) -> Transitions:
         return Transitions(stored, actions, chunk.rewards, chunk.discounts, chunk.mask, next_stored, {})
 
-    def _sample(self, collector: Collector, key: Key[Array, ""]) -> Transitions:
-        config = self._config
-        return replay.sample(collector.buffer, key, (config.rounds, config.critic_updates, config.batch_size))
+    def _sample(self, collector: Collector, recorded: Transitions | None, key: Key[Array, ""]) -> Transitions:
+        shape = (self._config.rounds, self._config.critic_updates, self._config.batch_size)
+        if recorded is None:
+            return replay.sample(collector.buffer, key, shape)
+        samplers = (partial(recorded_rows.take, recorded), partial(replay.sample, collector.buffer))
+        return mixing.mix(key, shape, samplers, (self._fraction, 1 - self._fraction))
 
     def _spread(self, states: EnvState) -> EnvState:
         """Environments over the data axes of the mesh; what follows from them inherits it."""

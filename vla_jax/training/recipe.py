@@ -19,9 +19,17 @@ from vla_jax.data.normalization import NormalizationConfig
 from vla_jax.data.pictures.augment import AugmentConfig
 from vla_jax.data.schema import DatasetConfig
 from vla_jax.envs.libero import LiberoTasks
+from vla_jax.envs.mjx.panda import PandaConfig
+from vla_jax.envs.mjx.pick_cube import PickCubeConfig
 from vla_jax.envs.mjx.tabletop import TabletopConfig
+from vla_jax.envs.planar.maze import MazeConfig
+from vla_jax.envs.planar.reach import ReachConfig
+from vla_jax.learners.dqc import DQCConfig
 from vla_jax.learners.expo import EXPOConfig
 from vla_jax.learners.imitation import ImitationConfig
+from vla_jax.learners.pa_rl import CalQL, PARLConfig
+from vla_jax.learners.rlpd import RLPDConfig
+from vla_jax.nets.backbone import Backbone
 from vla_jax.nets.conv_film import ConvFilm, ConvFilmConfig
 from vla_jax.nets.paligemma import PaliGemma, PaliGemmaConfig
 from vla_jax.nets.qwen_vl import QwenVL, QwenVLConfig
@@ -38,6 +46,7 @@ from vla_jax.policies.regression import RegressionConfig, RegressionPolicy
 from vla_jax.training.fit import FitConfig
 from vla_jax.training.online import ReplayConfig
 from vla_jax.training.optimizers import Adam, AdamW
+from vla_jax.training.recorded import RecordedConfig
 from vla_jax.training.tuning import TuningConfig
 
 _BACKBONES = {
@@ -56,6 +65,10 @@ _DECODERS = {
     GaussianConfig: GaussianPolicy,
     RegressionConfig: RegressionPolicy,
 }
+
+LearnerConfig = ImitationConfig | EXPOConfig | RLPDConfig | PARLConfig | DQCConfig
+PureEnvConfig = TabletopConfig | PandaConfig | PickCubeConfig | ReachConfig | MazeConfig  # environments that are JAX
+AROUND_A_POLICY = (EXPOConfig, PARLConfig)  # learners that fine-tune one, which is in their actor's "base"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,8 +116,12 @@ class PolicyConfig:
     )
 
     def constructor(self) -> Callable[[nnx.Rngs], Policy]:
-        backbone, decoder = _BACKBONES[type(self.backbone)], _DECODERS[type(self.decoder)]
-        return lambda rngs: decoder(self.decoder, backbone(self.backbone, rngs), rngs)
+        decoder, sees = _DECODERS[type(self.decoder)], self.perception()
+        return lambda rngs: decoder(self.decoder, sees(rngs), rngs)
+
+    def perception(self) -> Callable[[nnx.Rngs], Backbone]:
+        """The backbone alone."""
+        return lambda rngs: _BACKBONES[type(self.backbone)](self.backbone, rngs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +161,7 @@ class DataConfig:
 class EvaluationConfig:
     """Episodes that a checkpoint is judged by; online learners act in the first environment."""
 
-    envs: tuple[TabletopConfig | LiberoTasks, ...]
+    envs: tuple[PureEnvConfig | LiberoTasks, ...]
     execution_horizon: int  # control steps between two looks
     num_episodes: int = 256  # in each environment that draws its initial states; LiberoTasks lists its own
     batch_size: int = 128  # likewise
@@ -154,30 +171,20 @@ class EvaluationConfig:
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     name: str
-    policy: PolicyConfig
-    learner: ImitationConfig | EXPOConfig
+    policy: PolicyConfig  # of RLPD the backbone sees for actor and critics, and the decoder gives the sizes
+    learner: LearnerConfig
     optimizer: AdamW | Adam
     fit: FitConfig
     evaluation: EvaluationConfig
-    data: DataConfig  # trained on, or, with `start_from`, what the policy was trained on
+    data: DataConfig  # trained on, or, with `start_from`, what the policy was trained on; RLPD needs none
     text: TextConfig = TextConfig()
-    replay: ReplayConfig | None = None  # of online learners: they act in `evaluation.envs[0]`
+    replay: ReplayConfig | None = None  # of learners that collect: they act in `evaluation.envs[0]`
+    recorded: RecordedConfig | None = None  # episodes for learners of values, beside what they collect or alone
     start_from: str | None = None  # a run folder or checkpoint whose policy this run begins with
     tuning: TuningConfig = TuningConfig()  # of what imitates: adapters, freezing, dtypes
 
     def __post_init__(self):
-        if isinstance(self.learner, EXPOConfig) and (self.replay is None or self.start_from is None):
-            raise errors.ConfigError(
-                f"recipe {self.name}",
-                expected="replay and start_from, because EXPO fine-tunes a policy in an environment",
-                found=f"replay={self.replay}, start_from={self.start_from!r}",
-            )
-        if isinstance(self.learner, EXPOConfig) and not isinstance(self.evaluation.envs[0], TabletopConfig):
-            raise errors.ConfigError(
-                f"recipe {self.name}: EXPO acts in evaluation.envs[0]",
-                expected="an environment that is a JAX program, such as TabletopConfig",
-                found=type(self.evaluation.envs[0]).__name__,
-            )
+        self._check_experience()
         if self.tuning != TuningConfig() and isinstance(self.learner, EXPOConfig) and self.learner.base == "frozen":
             raise errors.ConfigError(
                 f"recipe {self.name}: tuning",
@@ -206,6 +213,48 @@ class Recipe:
                     expected=f"action_horizon = {horizon}, as policy.decoder says",
                     found=dataset.action_horizon,
                 )
+
+    def _check_experience(self) -> None:
+        """That the learner has something to learn from, and is one for it."""
+        name, kind = type(self.learner).__name__, type(self.learner)
+        found = f"replay={self.replay}, recorded={self.recorded}, start_from={self.start_from!r}"
+
+        def refuse(expected: str, fix: str = "") -> None:
+            raise errors.ConfigError(f"recipe {self.name}: {name}", expected=expected, found=found, fix=fix)
+
+        if kind is ImitationConfig:
+            if self.recorded is not None or self.replay is not None:
+                refuse("neither replay nor recorded: it learns from data.datasets")
+            return
+        if kind in AROUND_A_POLICY and self.start_from is None:
+            refuse("start_from, because it fine-tunes a policy")
+        if kind is EXPOConfig and self.replay is None:
+            refuse("replay, because it acts in an environment")
+        if kind is DQCConfig and self.replay is not None:
+            refuse("recorded alone: it does not act")
+        if self.replay is None and self.recorded is None:
+            refuse("replay or recorded: what it learns from")
+        if self.replay is not None and not isinstance(self.evaluation.envs[0], PureEnvConfig):
+            refuse(f"an environment that is a JAX program in evaluation.envs[0], not {self.evaluation.envs[0]}")
+        if self.recorded is not None and (self.replay is None) != (self.recorded.fraction == 1):
+            refuse("recorded.fraction of 1 without replay, below 1 with it")
+        if self.recorded is not None and self.recorded.hindsight is not None and kind is not DQCConfig:
+            refuse("no recorded.hindsight: it has no goals")
+        if kind is PARLConfig and isinstance(self.learner.critic_kind, CalQL):
+            calibrated = self.learner.critic_kind.conservative.calibrated
+            if calibrated and (self.replay is not None or not self.recorded.returns):
+                refuse(
+                    "recorded.returns and no replay: calibration needs the return behind every step",
+                    "for experience set critic_kind.conservative.calibrated=False, or critic_kind=IQL()",
+                )
+
+
+def chunk_steps(learner: LearnerConfig) -> int:
+    """How many steps one row of a learner's batch has."""
+    for name in ("backup_horizon", "execution_horizon", "action_horizon"):
+        if (steps := getattr(learner, name, None)) is not None:
+            return steps
+    raise errors.ConfigError(f"{type(learner).__name__} learns from no transitions", expected="a learner of values")
 
 
 def to_plain(value: Any) -> Any:

@@ -21,15 +21,21 @@ from vla_jax.data.normalization import Normalizer, Statistics
 from vla_jax.data.pictures.resize import Size
 from vla_jax.data.pictures.resize_traced import resize_batch
 from vla_jax.learners.base import Learner
+from vla_jax.learners.dqc import DQC, DQCConfig
 from vla_jax.learners.expo import EXPO, EXPOConfig
-from vla_jax.learners.imitation import Imitation
+from vla_jax.learners.imitation import Imitation, ImitationConfig
+from vla_jax.learners.pa_rl import PARL, PARLConfig
+from vla_jax.learners.rlpd import RLPD, RLPDConfig
+from vla_jax.nets.backbone import Encoder
+from vla_jax.nets.state_mlp import StateMLPConfig
 from vla_jax.policies.base import Policy
 from vla_jax.training import checkpoints
 from vla_jax.training.quantize import quantize
-from vla_jax.training.recipe import Recipe, from_plain, to_plain
+from vla_jax.training.recipe import AROUND_A_POLICY, Recipe, from_plain, to_plain
 from vla_jax.training.tuning import Tuning, TuningConfig
 
 BASE = "base"  # in the metadata, where a part of the policy was frozen: which checkpoint it was read from
+_POLICY_PARTS = {EXPOConfig: "base", PARLConfig: "base", DQCConfig: "policy"}  # of what their actors need
 _BY_DATASET = "normalization_by_dataset"  # in the metadata, where every dataset has its own
 
 
@@ -37,18 +43,26 @@ def make_learner(recipe: Recipe) -> Learner:
     """The learner a recipe names, around its policy and optimizer."""
     constructor, optimizer = recipe.policy.constructor(), recipe.optimizer.build()
     tuning = None if recipe.tuning == TuningConfig() else Tuning(recipe.tuning, constructor)
-    if isinstance(recipe.learner, EXPOConfig):
-        backbone = recipe.policy.backbone
-        return EXPO(
-            constructor,
-            action_dim=recipe.policy.decoder.action_dim,
-            feature_dim=backbone.feature_dim + backbone.state_dim,
-            optimizer=optimizer,
-            base_optimizer=optimizer,
-            config=recipe.learner,
-            tuning=tuning,
-        )
-    return Imitation(constructor, optimizer, recipe.learner, tuning)
+    backbone, action_dim = recipe.policy.backbone, recipe.policy.decoder.action_dim
+    match recipe.learner:
+        case ImitationConfig():
+            return Imitation(constructor, optimizer, recipe.learner, tuning)
+        case EXPOConfig():
+            feature_dim = backbone.feature_dim + backbone.state_dim
+            return EXPO(constructor, action_dim, feature_dim, optimizer, optimizer, recipe.learner, tuning)
+        case PARLConfig(critic_sees=seen):
+            feature_dim = backbone.state_dim + (backbone.feature_dim if seen == "features" else 0)
+            return PARL(constructor, action_dim, feature_dim, optimizer, optimizer, recipe.learner, tuning)
+        case DQCConfig():
+            goal_dim = 0 if recipe.recorded is None else len(recipe.recorded.goal_dims)
+            return DQC(constructor, action_dim, backbone.feature_dim, goal_dim, optimizer, recipe.learner)
+        case RLPDConfig():
+            if isinstance(backbone, StateMLPConfig):  # nothing to see but the state
+                return RLPD(action_dim, backbone.state_dim, optimizer, recipe.learner)
+            sees = recipe.policy.perception()
+            feature_dim = backbone.feature_dim + backbone.state_dim
+            return RLPD(action_dim, feature_dim, optimizer, recipe.learner, lambda rngs: Encoder(sees(rngs)))
+    raise errors.ConfigError(f"recipe {recipe.name}: learner", expected="one of ours", found=recipe.learner)
 
 
 def logical_axes(recipe: Recipe) -> dict[str, tuple[str | None, ...]]:
@@ -171,15 +185,21 @@ class TrainedPolicy:
     @cached_property
     def base_params(self) -> Params:
         """The parameters of the policy network alone, whatever trained it."""
-        return self.params["base"] if isinstance(self.recipe.learner, EXPOConfig) else self.params
+        part = _POLICY_PARTS.get(type(self.recipe.learner))
+        if isinstance(self.recipe.learner, RLPDConfig):
+            raise errors.ConfigError(
+                f"{self.path}: no policy of its own", expected="a learner around a policy", found="RLPD's actor"
+            )
+        return self.params if part is None else self.params[part]
 
     def quantized(self) -> "TrainedPolicy":
         """The policy with its kernels in int8 and the rest in bfloat16: a quarter of the memory (training/quantize.py).
 
         Raises ConfigError for learners whose parameters are more than a policy's.
         """
-        if isinstance(self.recipe.learner, EXPOConfig):
-            raise errors.ConfigError(f"{self.path}: int8 weights", expected="an imitation policy", found="EXPO")
+        if not isinstance(self.recipe.learner, ImitationConfig):
+            found = type(self.recipe.learner).__name__.removesuffix("Config")
+            raise errors.ConfigError(f"{self.path}: int8 weights", expected="an imitation policy", found=found)
         kernels = Tuning(TuningConfig(), self.constructor).kernels
         return dataclasses.replace(self, params=quantize(self.params, kernels, others="bfloat16"))
 
@@ -204,9 +224,9 @@ def load(
     learner = make_learner(recipe)
     if recipe.tuning != TuningConfig():
         frozen = load_base(base or recipe.start_from, metadata[BASE], path) if recipe.tuning.freezes else {}
-        in_expo = isinstance(recipe.learner, EXPOConfig)
-        merged = learner.tuning.merge(frozen, (params["base"] if in_expo else params)["trained"])
-        params = params | {"base": merged} if in_expo else merged
+        is_inside = isinstance(recipe.learner, AROUND_A_POLICY)
+        merged = learner.tuning.merge(frozen, (params["base"] if is_inside else params)["trained"])
+        params = params | {"base": merged} if is_inside else merged
         learner = dataclasses.replace(learner, tuning=None)
     known = [each.key for each in recipe.data.datasets]
     if dataset is not None and dataset not in known:

@@ -1,0 +1,168 @@
+"""Recipes of learners of values, run whole: from an environment, from recorded episodes, from both."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from vla_jax import experiment
+from vla_jax.core import errors
+from vla_jax.core.types import PromptTable
+from vla_jax.data.formats.features import Episode, demonstration_flags, episode_features
+from vla_jax.data.formats.rlds_writer import RldsWriter
+from vla_jax.data.normalization import NormalizationConfig
+from vla_jax.data.schema import DatasetConfig, TransitionConfig
+from vla_jax.data.trajectories import HindsightConfig
+from vla_jax.envs.planar import reach
+from vla_jax.envs.planar.reach import DemonstratorConfig, ReachConfig
+from vla_jax.learners.critic_ensemble import Conservative
+from vla_jax.learners.dqc import DQCConfig
+from vla_jax.learners.expo import EXPOConfig
+from vla_jax.learners.imitation import ImitationConfig
+from vla_jax.learners.pa_rl import IQL, CalQL, PARLConfig
+from vla_jax.learners.rlpd import RLPDConfig
+from vla_jax.nets.critics import CriticConfig
+from vla_jax.nets.state_mlp import StateMLPConfig
+from vla_jax.policies.flow import FlowConfig
+from vla_jax.policies.gaussian import GaussianConfig
+from vla_jax.samplers.action_ascent import AscentOptions
+from vla_jax.training import recipe as recipes
+from vla_jax.training import trained
+from vla_jax.training.fit import FitConfig
+from vla_jax.training.online import ReplayConfig
+from vla_jax.training.optimizers import Adam
+from vla_jax.training.recipe import DataConfig, EvaluationConfig, PolicyConfig, Recipe, TextConfig
+from vla_jax.training.recorded import RecordedConfig
+from vla_jax.training.sharding import MeshConfig
+
+ENV = ReachConfig(radius=0.1)
+HORIZON = 2
+TINY = CriticConfig((32, 32))
+BACKBONE = StateMLPConfig(2, HORIZON, 2, (32, 32))
+GAUSSIAN, FLOW = PolicyConfig(BACKBONE, GaussianConfig(HORIZON, 2)), PolicyConfig(BACKBONE, FlowConfig(HORIZON, 2, 3))
+REPLAY = ReplayConfig(num_envs=16, capacity=2000, warmup_decisions=8, rounds=4, critic_updates=2, batch_size=64)
+RLPD = RLPDConfig(HORIZON, num_critics=4, critic=TINY, actor_dims=(32, 32), discount=0.9, target_update_rate=0.02)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Noisy episodes that reach a goal, as a set on disk."""
+    env = ENV.make(PromptTable(np.ones((1, 1), int), np.ones((1, 1), bool)))
+    config = DemonstratorConfig(aim_range=(0.0, 0.05))
+    rows = jax.device_get(reach.demonstrate(env, jax.random.key(0), 60, config))
+    path = tmp_path_factory.mktemp("reach") / "1.0.0"
+    with RldsWriter(path, episode_features({}, 2, 2), "reach") as writer:
+        for i in np.flatnonzero(rows.extras["success"][:, 0]):
+            length = int(rows.action_mask[i].sum())
+            steps = {
+                "observation/state": rows.observation.state[i, :length],
+                "action": rows.actions[i, :length, 0],
+                "language_instruction": ENV.instructions[0],
+                **demonstration_flags(length),
+            }
+            writer.write(Episode(steps=steps))
+    return path
+
+
+def dataset(folder, transitions=None):
+    return DatasetConfig(str(folder), HORIZON, cameras=(), transitions=transitions)
+
+
+def recorded(folder, **changes):
+    return RecordedConfig(dataset(folder, TransitionConfig()), **dict(fraction=1.0, batch_size=32) | changes)
+
+
+def make(learner, policy, folder=None, steps=4, **changes):
+    datasets = () if folder is None else (dataset(folder),)
+    # actions live in [-1, 1] already, so statistics change nothing here
+    return Recipe(
+        name="test",
+        policy=policy,
+        learner=learner,
+        optimizer=Adam(peak_lr=3e-3),
+        fit=FitConfig(steps, log_every=2, checkpoint_every=max(2, steps // 2), mesh=MeshConfig(data=1)),
+        evaluation=EvaluationConfig((ENV,), HORIZON, num_episodes=64, batch_size=64),
+        data=DataConfig(datasets, batch_size=64, normalization=NormalizationConfig(mode="none")),
+        text=TextConfig(words=("reach", "a", "goal"), prompt_length=3),
+        **changes,
+    )
+
+
+@pytest.fixture(scope="module")
+def imitated(folder, tmp_path_factory):
+    run = tmp_path_factory.mktemp("imitated")
+    experiment.train(make(ImitationConfig(), FLOW, folder, steps=100), run, quiet=True)
+    return run
+
+
+def success(run):
+    return experiment.evaluate(trained.load(run))["planar/reach"].success.mean()
+
+
+def test_rlpd_learns_from_experience_and_recordings(folder, tmp_path):
+    def rate(steps):
+        recipe = make(RLPD, GAUSSIAN, folder, steps=steps, replay=REPLAY, recorded=recorded(folder, fraction=0.5))
+        experiment.train(recipe, tmp_path / str(steps), quiet=True)
+        return success(tmp_path / str(steps))
+
+    assert rate(60) > max(0.8, rate(2) + 0.3)
+
+
+PARL = PARLConfig(HORIZON, 8, AscentOptions(num_kept=2, num_steps=2), head=None, num_critics=3, critic=TINY)
+UNCALIBRATED = CalQL(Conservative(calibrated=False))
+DQC = DQCConfig(3, HORIZON, critic=TINY, num_candidates=4)
+EXPO = EXPOConfig(execution_horizon=HORIZON, num_critics=3, num_base_samples=3, hidden_dims=(32, 32))
+
+
+@pytest.mark.parametrize(
+    ("learner", "policy", "changes"),
+    [
+        (PARL, FLOW, dict(recorded=dict(returns=True))),
+        (dataclasses.replace(PARL, critic_kind=IQL()), FLOW, dict(replay=REPLAY, recorded=dict(fraction=0.5))),
+        (dataclasses.replace(PARL, critic_kind=UNCALIBRATED, critic_sees="features"), FLOW, dict(replay=REPLAY)),
+        (EXPO, FLOW, dict(replay=REPLAY, recorded=dict(fraction=0.25))),
+        (dataclasses.replace(EXPO, base="imitation"), FLOW, dict(replay=REPLAY, recorded=dict(fraction=0.25))),
+        (DQC, FLOW, dict(recorded=dict(hindsight=HindsightConfig(), goal_dims=(0, 1)))),
+        (DQC, FLOW, dict(recorded=dict())),
+        (RLPD, GAUSSIAN, dict(recorded=dict(critic_updates=2))),
+    ],
+    ids=["pa_rl offline", "iql both", "pa_rl online", "expo", "expo imitates", "dqc goals", "dqc", "rlpd offline"],
+)
+def test_a_run_is_the_same_when_it_is_interrupted_and_its_checkpoint_acts(
+    folder, imitated, tmp_path, learner, policy, changes
+):
+    if "recorded" in changes:
+        changes = changes | {"recorded": recorded(folder, **changes["recorded"])}
+    start = str(imitated) if isinstance(learner, recipes.AROUND_A_POLICY) else None
+    recipe = make(learner, policy, folder, start_from=start, **changes)
+    assert recipes.from_plain(Recipe, recipes.to_plain(recipe)) == recipe
+    whole = experiment.train(recipe, tmp_path / "whole", quiet=True)
+    half = dataclasses.replace(recipe, fit=dataclasses.replace(recipe.fit, num_train_steps=2))
+    experiment.train(half, tmp_path / "halves", quiet=True)
+    again = experiment.train(recipe, tmp_path / "halves", quiet=True)
+    jax.tree.map(np.testing.assert_array_equal, again.state.params, whole.state.params)
+    if not getattr(recipe.recorded, "hindsight", None):  # a learner of goals acts for the one it is given
+        assert 0 <= success(tmp_path / "whole") <= 1
+
+
+@pytest.mark.parametrize(
+    ("learner", "changes", "message"),
+    [
+        (RLPD, {}, "replay or recorded"),
+        (EXPO, dict(replay=REPLAY), "start_from"),
+        (EXPO, dict(start_from="a", recorded={}), "acts in an environment"),
+        (DQC, dict(replay=REPLAY, recorded={}), "recorded alone"),
+        (RLPD, dict(replay=REPLAY, recorded={}), "below 1 with it"),
+        (RLPD, dict(recorded=dict(fraction=0.5)), "fraction of 1"),
+        (RLPD, dict(recorded=dict(hindsight=HindsightConfig(), goal_dims=(0,))), "no goals"),
+        (PARL, dict(start_from="a", replay=REPLAY), "return behind every step"),
+        (PARL, dict(start_from="a", recorded={}), "recorded.returns"),
+        (ImitationConfig(), dict(replay=REPLAY), "data.datasets"),
+    ],
+)
+def test_what_a_learner_cannot_learn_from_is_refused(folder, learner, changes, message):
+    if "recorded" in changes:
+        changes = changes | {"recorded": recorded(folder, **changes["recorded"])}
+    with pytest.raises(errors.ConfigError, match=message):
+        make(learner, FLOW, **changes)
