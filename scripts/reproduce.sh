@@ -56,5 +56,12 @@ dqc_ogbench() { # needs the extra ogbench: two trainings per seed, ten minutes o
   "$bin/vla-jax" table dqc_ogbench
 }
 
-[ $# -gt 0 ] || set -- demo tabletop_vla libero discrete_diffusion_vla discrete_diffusion_place expo serl dqc dqc_ogbench
+pa_rl() { # the maze of a point, minutes per seed and class
+  "$bin/python" scripts/reproduce_pa_rl.py --seeds 0 1 2 3 4
+  "$bin/python" scripts/reproduce_pa_rl.py --policies flow bins discrete_diffusion --arms pa_rl --seeds 0 1 2
+  "$bin/python" scripts/reproduce_pa_rl.py --judge
+  "$bin/vla-jax" table pa_rl
+}
+
+[ $# -gt 0 ] || set -- demo tabletop_vla libero discrete_diffusion_vla discrete_diffusion_place expo serl dqc dqc_ogbench pa_rl
 for part in "$@"; do "$part"; done
