@@ -149,6 +149,31 @@ def test_a_buffer_on_disk_is_found_again(tmp_path):
         HostBuffer(ROW, 7, tmp_path)
 
 
+def test_rows_count_that_were_stored_without_the_note_of_it(tmp_path):
+    """Whoever is killed between a row and the note of its number finds the row, and refuses it the second time."""
+    buffer = HostBuffer(ROW, 8, tmp_path)
+    put(buffer, 0, 0, [1, 1, 1])
+    buffer.close()
+    note = np.lib.format.open_memmap(tmp_path / "lane_expected.npy", mode="r+")
+    note[0] = 1
+    note.flush()
+    again = HostBuffer(ROW, 8, tmp_path)
+    assert put(again, 0, 1, [1, 1], is_first=[False] * 2) == 3 and again.num_inserted == 3
+    again.close()
+
+
+def test_a_row_that_is_half_written_is_none(tmp_path):
+    buffer = HostBuffer(ROW, 8, tmp_path)
+    put(buffer, 0, 0, [1, 1, 1, 1])
+    buffer.close()
+    stamps = np.lib.format.open_memmap(tmp_path / "stamp.npy", mode="r+")
+    stamps[1] = 0  # as while its columns are written
+    stamps.flush()
+    again = HostBuffer(ROW, 8, tmp_path)
+    assert starts(again) == [2]
+    again.close()
+
+
 def test_a_checkpoint_of_a_buffer_on_disk_is_a_position(tmp_path):
     buffer = HostBuffer(ROW, 8, tmp_path)
     put(buffer, 0, 0, [1, 1, 1])

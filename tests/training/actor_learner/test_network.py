@@ -107,6 +107,19 @@ def test_an_acknowledgement_that_got_lost_does_no_harm():
     assert buffer.num_inserted == stored
 
 
+def test_an_actor_that_remembers_nothing_is_told_where_it_was():
+    """Numbers that begin at 0 again would all be taken for rows sent twice."""
+    with serving() as server:
+        stored = [0]
+        for seed in (0, 1):
+            spool = Spool(ROW)
+            with link_to(server, spool) as link:
+                run(actor(seed), link, spool, num_decisions=5)
+                assert link.drain(TIMEOUT)
+            stored.append(server.inbox.buffer.num_inserted)
+        assert stored[2] - stored[1] >= 5 and stored[2] == spool.next_number
+
+
 def test_the_key_opens_and_a_wrong_one_is_final():
     with serving(access=Access(api_keys=(ApiKey("arm", KEY),))) as server:
         with link_to(server, Spool(ROW), api_key=KEY) as link:

@@ -91,9 +91,8 @@ class Inbox:
             follows = number == last.number + 1 and not rows.is_first[i]
             is_led_to = follows and last.was_intervention
             if flags[i] or is_led_to:
+                # what an intervention led to has no successor there, so it is never sampled itself
                 row = jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], rows.rows)
-                if not flags[i]:  # only where the intervention led to
-                    row = row.replace(action_mask=np.zeros_like(row.action_mask))
                 self.demonstrations.append(actor, number, row, np.array([not is_led_to]))
             if number > last.number:
                 last.number, last.was_intervention = number, bool(flags[i])
