@@ -1,5 +1,7 @@
 """EXPO's options: copies, backups, subsets, entropy targets, an encoder of its own, and bases with networks."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ from vla_jax.core import errors, functional
 from vla_jax.learners.expo import EXPO, Embedded, EXPOConfig
 from vla_jax.losses import td
 from vla_jax.nets import critics, tanh_gaussian
+from vla_jax.nets.pixels import PixelConfig, PixelEncoder
 from vla_jax.nets.state_mlp import StateMLP, StateMLPConfig
 from vla_jax.policies.diffusion import DiffusionConfig, DiffusionPolicy
 from vla_jax.policies.flow import FlowConfig, FlowPolicy
@@ -231,6 +234,27 @@ def test_an_encoder_of_its_own_trains_with_the_critic_alone(base):
     inputs = learner.embed(actor["base"], KEY, observation(KEY))
     scores = [learner.score(a["critic"], KEY, inputs, inputs.candidates) for a in (actor, moved)]
     assert not np.allclose(*scores)
+
+
+def test_the_encoder_of_pictures_fits_with_fifty_features_of_picture_and_of_state():
+    """The released form for vision-language-action models: a ResNet, 50 features of it and 50 of the state."""
+    pixels = PixelConfig(("front",), (32, 32), S, filters=4, stages=(1, 1), bottleneck=50, state_features=50)
+    learner = make(encoder=lambda rngs: PixelEncoder(pixels, rngs), base="imitation")
+    learner = dataclasses.replace(learner, feature_dim=pixels.feature_dim)
+    assert learner.feature_dim == 100
+
+    def seen(observation):
+        shape = observation.state.shape[:-1]
+        images, mask = {"front": jnp.zeros((*shape, 32, 32, 3), jnp.uint8)}, {"front": jnp.ones(shape, bool)}
+        return observation.replace(images=images, image_mask=mask)
+
+    def update(key):
+        batch = transitions(key, (2, 2), raw=True)
+        batch = batch.replace(observation=seen(batch.observation), next_observation=seen(batch.next_observation))
+        return learner.update(learner.init(key), key, batch)
+
+    state, metrics = jax.eval_shape(update, KEY)
+    assert "trunk" in state.target_critic["encoder"] and "base/loss" in metrics
 
 
 @pytest.mark.parametrize(
