@@ -120,6 +120,35 @@ def test_an_actor_that_remembers_nothing_is_told_where_it_was():
         assert stored[2] - stored[1] >= 5 and stored[2] == spool.next_number
 
 
+def test_what_never_changes_is_not_sent():
+    config = ActorLearnerConfig(shape=(4,), training_starts=2)
+    source = ActorLearnerSource(served(), config, select=lambda params: {"policy": params["policy"]}, patience=TIMEOUT)
+    spool = Spool(ROW)
+    link = link_to(source._server, spool, assemble=lambda sent: {**sent, "frozen": np.full(2, 5.0)})
+    acting = threading.Thread(target=lambda: run(actor(), link, spool, num_decisions=4, timeout=TIMEOUT), daemon=True)
+    try:
+        link.start()
+        acting.start()
+        source.next(0, {**PARAMS, "frozen": np.zeros(10**6)})
+        assert len(source._server._params) < 1000
+        assert link.latest(TIMEOUT)[1]["frozen"].tolist() == [5, 5]
+        acting.join(TIMEOUT)
+    finally:
+        link.close()
+        source.close()
+
+
+def test_a_message_is_no_larger_than_it_may_be():
+    spool, walker = Spool(ROW), actor()
+    while spool.next_number < 10:
+        for row in walker.decide(PARAMS, 0):
+            spool.add(row)
+    row_bytes = 8 + 4 + 1 + 8 + 8 + 8 + 2 + 1  # state, prompt and its mask; actions, rewards, discounts, mask; tag
+    assert len(spool.batch(max_bytes=3 * row_bytes)) == 3
+    assert len(spool.batch(max_bytes=3 * row_bytes - 1)) == 2
+    assert len(spool.batch(max_bytes=1)) == 1 and len(spool.batch(max_rows=4)) == 4
+
+
 def test_the_key_opens_and_a_wrong_one_is_final():
     with serving(access=Access(api_keys=(ApiKey("arm", KEY),))) as server:
         with link_to(server, Spool(ROW), api_key=KEY) as link:

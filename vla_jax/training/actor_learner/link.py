@@ -44,15 +44,17 @@ class ActorLink:
         *,
         api_key: str | None = None,
         tls: ssl.SSLContext | None = None,
+        assemble: Callable[[Params], Params] = lambda published: published,
         backoff: Backoff | None = None,
         timeout: float = 30.0,
     ):
-        """`name` is the actor's own: two of one name push each other out. `timeout` in seconds, of a welcome and of an
+        """`name` is the actor's own: two of one name push each other out. `assemble` makes what acts of what is
+        published, where the learner leaves out what never changes. `timeout` in seconds, of a welcome and of an
         acknowledgement."""
         self.address, self.name, self.num_connections = address, name, 0
         self._row, self._spool, self._tls, self._timeout = row, spool, tls, timeout
         self._headers = {"Authorization": f"Api-Key {api_key}"} if api_key else {}
-        self._backoff = backoff or Backoff()
+        self._assemble, self._backoff = assemble, backoff or Backoff()
         self._failure: BaseException | None = None
         self._latest: tuple[int, Params] | None = None
         self._changed = threading.Condition()
@@ -180,7 +182,7 @@ class ActorLink:
                 acknowledged.set()
             else:
                 version, params = messages.unpack_params(fields)
-                placed = jax.device_put(params)
+                placed = self._assemble(jax.device_put(params))
                 with self._changed:
                     self._latest = (version, placed)
                     self._changed.notify_all()

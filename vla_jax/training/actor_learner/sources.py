@@ -10,6 +10,7 @@ drawn on the host, a part of them from demonstrations.
 import dataclasses
 import math
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
@@ -125,11 +126,13 @@ class ActorLearnerSource:
         config: ActorLearnerConfig,
         demonstrations: Samples | None = None,
         *,
+        select: Callable[[Params], Params] = lambda actor_params: actor_params,
         patience: float = 3600.0,
     ):
-        """`patience` in seconds, for the first `training_starts` rows. The server's inbox gives buffer and, unless
-        others are given, demonstrations."""
-        self._server, self._config, self._patience = server, config, patience
+        """The server's inbox gives buffer and, unless others are given, demonstrations. `select` is the part of the
+        acting parameters that is published: leave out what never changes (a frozen base policy), and let the actors'
+        `assemble` put it back. `patience` in seconds, for the first `training_starts` rows."""
+        self._server, self._config, self._select, self._patience = server, config, select, patience
         inbox = server.inbox
         self._batches = _Batches(inbox.buffer, demonstrations or inbox.demonstrations, config)
         self._version: int | None = None
@@ -146,7 +149,7 @@ class ActorLearnerSource:
         self._server.check()
         self._server.inbox.learner_step = step
         if self._version is None or step - self._version >= self._config.publish_every:
-            self._server.publish(step, jax.device_get(actor_params))
+            self._server.publish(step, self._select(actor_params))
             self._version = step
         self._wait_for_rows()
         metrics = {**self._server.inbox.metrics(), "collect/actors": float(self._server.num_actors)}

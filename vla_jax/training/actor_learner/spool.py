@@ -5,6 +5,7 @@ With a folder every row is a file there until it is acknowledged, so that it sur
 
 import collections
 import dataclasses
+import math
 import os
 import threading
 from pathlib import Path
@@ -70,12 +71,15 @@ class Spool:
                 self.num_lost += 1
             return number
 
-    def batch(self, max_rows: int = 256) -> Rows | None:
-        """The oldest rows that wait, joined as far as their numbers follow one another; None when nothing waits."""
+    def batch(self, max_rows: int = 256, max_bytes: int = 32 << 20) -> Rows | None:
+        """The oldest rows that wait, at least one, joined as far as their numbers follow one another and they fit into
+        a message; None when nothing waits."""
+        row_bytes = sum(leaf.dtype.itemsize * math.prod(leaf.shape) for leaf in jax.tree.leaves(self._row))
+        most = max(1, min(max_rows, max_bytes // max(1, row_bytes)))
         with self._mutex:
             parts: list[Rows] = []
             for number, part in self._waiting.items():
-                if len(parts) == max_rows or (parts and number != parts[-1].first_number + 1):
+                if len(parts) == most or (parts and number != parts[-1].first_number + 1):
                     break
                 parts.append(part)
         if not parts:
