@@ -12,6 +12,7 @@ action_kinds.convert, invert                   recorded actions <-> movements or
 samples.selection, samples.goals               which frames are samples, which later ones are goals
 samples.order, samples.mixture                 position in the stream -> dataset and sample
 loader.Loader                                  datasets -> the same endless stream of Demonstrations or Transitions
+replay                                         buffers on the device and on the host, sources mixed in a batch
 trajectories.chunk_batch, goal_batch            resident trajectories -> batches inside a jit, with hindsight goals
 trajectory_sets                                where those come from; returns, best episodes
 pictures.image_cache                           pictures transcoded once to the training resolution

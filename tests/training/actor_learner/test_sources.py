@@ -115,10 +115,14 @@ def test_interventions_are_run_tagged_and_kept_as_demonstrations():
 
 
 def test_a_buffer_that_can_never_hold_enough_is_refused():
-    source = InterleavedSource(
-        Actor(LineEnv(), ToyLearner()), Inbox(HostBuffer(ROW, 8)), ROW, ABSTRACT, CONFIG, decisions_per_update=1
-    )
-    with pytest.raises(errors.TrainingError, match="too few rows"):
-        source.next(0, {"policy": {"bias": jnp.zeros(1)}})
+    def source(capacity):
+        return InterleavedSource(
+            Actor(LineEnv(), ToyLearner()), Inbox(HostBuffer(ROW, capacity)), ROW, ABSTRACT, CONFIG
+        )
+
+    with pytest.raises(errors.ConfigError, match="training_starts"):
+        source(12)
+    with pytest.raises(errors.TrainingError, match="too few rows"):  # last observations take up rows of their own
+        source(13).next(0, {"policy": {"bias": jnp.zeros(1)}})
     with pytest.raises(errors.ConfigError, match="publish_every"):
         ActorLearnerConfig(publish_every=0)

@@ -93,6 +93,18 @@ class _Batches:
     """Batches of a step out of a buffer and demonstrations; a function of both, the seed and the step."""
 
     def __init__(self, buffer: HostBuffer, demonstrations: Samples | None, config: ActorLearnerConfig):
+        if config.training_starts >= buffer.capacity:
+            raise errors.ConfigError(
+                "ActorLearnerConfig.training_starts",
+                expected=f"below the buffer's capacity of {buffer.capacity} rows",
+                found=config.training_starts,
+            )
+        if jax.process_count() > 1:
+            raise errors.ConfigError(
+                "actors and a learner of several processes",
+                expected="one learner process, whose mesh may have many devices",
+                found=jax.process_count(),
+            )
         self._buffer, self._demonstrations, self._config = buffer, demonstrations, config
 
     def example(self) -> Transitions:
