@@ -142,6 +142,9 @@ class Checkpoints:
         learner = loaded["learner"] | {path: loaded["actor"][name] for path, name in shared.items()}
         return unflatten(learner_state, learner), unflatten(source_state, loaded["source"])
 
+    def delete(self, step: int) -> None:
+        self._manager.delete(step)
+
     def wait(self) -> None:
         """Until the last save is complete. Raises what the writing thread raised."""
         self._manager.wait_until_finished()

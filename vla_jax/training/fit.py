@@ -7,6 +7,7 @@
 
 A run killed at any moment and started again gives the same parameters and the same `metrics.jsonl`, bit for bit, on the
 same mesh: batches come from the source's state, keys from the step, and sums of a half-finished log interval are saved.
+A run that collapses (`FitConfig.collapse`) goes on from the last good checkpoint with other keys.
 """
 
 import contextlib
@@ -23,8 +24,9 @@ import jax
 from vla_jax.core import errors, runtime
 from vla_jax.core.types import Params, Transitions
 from vla_jax.learners.base import HasFrozen, Learner, LearnerState
-from vla_jax.training import checkpoints, interrupts, sharding, step
+from vla_jax.training import checkpoints, collapse, interrupts, sharding, step
 from vla_jax.training import logging as logs
+from vla_jax.training.collapse import CollapseConfig, Collapsed
 from vla_jax.training.sources import Closes, Source, UsesMesh
 
 _MAX_IN_FLIGHT = 2  # updates dispatched but not done: enough to hide the host, few enough to bound the batches held
@@ -48,6 +50,7 @@ class FitConfig:
     best_mode: Literal["max", "min"] = "max"
     nan_guard: bool = True
     scan_updates: int = 1  # updates per dispatch; pays for tiny networks on accelerators
+    collapse: CollapseConfig | None = None  # watch a metric, and go back to the last good checkpoint when it collapses
     log: logs.LogConfig = dataclasses.field(default_factory=logs.LogConfig)
 
     def __post_init__(self):
@@ -92,13 +95,16 @@ def fit(
 ) -> FitResult:
     """Train until `num_train_steps`, going on from the latest checkpoint in `run_dir` if there is one.
 
+    With `config.collapse` a run whose metric collapses goes back, for which `rollbacks.jsonl` gives the reasons.
+
     `metadata` is stored beside the weights and must have the entries `checkpoints.REQUIRED`. `logical_axes` names the
     parameters' dims for the mesh. `warm_start` maps the fresh state to the one to begin with (pretrained weights); it
     is not called on resume; `thaw` is, where the learner has frozen parameters (`HasFrozen`): it puts them back into a
     state from a checkpoint, which leaves them out. `augment` changes every batch inside the compiled step, with a key
     folded from the step. SIGTERM and SIGINT save and return with `interrupted=True`; a second one kills.
 
-    Raises TrainingError at the first non-finite metric (with `nan_guard`), CheckpointError when the latest checkpoint
+    Raises TrainingError at the first non-finite metric (with `nan_guard`) or when a run collapses too often or before
+    its first checkpoint, CheckpointError when the latest checkpoint
     does not fit the learner or the source, ConfigError for impossible settings.
     """
     runtime.enable_compile_cache()
@@ -114,7 +120,7 @@ def fit(
             learner,
             example,
             mesh,
-            seed=config.seed,
+            seed=collapse.seed_of(config.seed, Path(run_dir)),
             logical_axes=logical_axes,
             fsdp_min_size=config.mesh.fsdp_min_size,
             scan_updates=config.scan_updates,
@@ -132,7 +138,25 @@ def fit(
         )
         run = _Run(learner, source, config, Path(run_dir), evaluate, dict(metadata), train_step, store, quiet)
         with run.opened(example, warm_start, thaw):
-            return run.loop()
+            try:
+                return run.loop()
+            except Collapsed as collapsed:
+                found = collapsed.collapse
+    collapse.roll_back(Path(run_dir), found, config.collapse)
+    return fit(
+        learner,
+        source,
+        config,
+        run_dir,
+        evaluate=evaluate,
+        metadata=metadata,
+        logical_axes=logical_axes,
+        warm_start=warm_start,
+        thaw=thaw,
+        augment=augment,
+        devices=devices,
+        quiet=quiet,
+    )
 
 
 class _Run:
@@ -158,6 +182,7 @@ class _Run:
         self.source_values: dict[str, list] = {}  # the source's metrics since the last log
         self.last_metrics: dict[str, float] = {}
         self.step_metrics: dict[str, float] = {}  # logged or evaluated at exactly this step
+        self.watched: list[tuple[int, float]] = []  # the metric that may collapse, by step
         self.saved_step: int | None = None
         self.in_flight: deque[jax.Array] = deque()
 
@@ -204,6 +229,7 @@ class _Run:
                     self._log()
                 if self.evaluate is not None and config.eval_every and (is_last or self.step % config.eval_every == 0):
                     self._evaluate()
+                self._check_collapse()
                 if is_last or self.step % config.checkpoint_every == 0:
                     self._save()
                 # Several processes must stop at the same step, so they compare notes, at the log interval only.
@@ -259,6 +285,19 @@ class _Run:
         self.step_metrics |= metrics
         self.last_metrics |= metrics
 
+    def _check_collapse(self) -> None:
+        config = self.config.collapse
+        if config is None or config.metric not in self.step_metrics:
+            return
+        self.watched.append((self.step, self.step_metrics[config.metric]))
+        if (found := collapse.find(self.watched, config)) is not None:
+            self.progress.say(
+                f"step {self.step}: {config.metric} {found.found:.4g}, was {found.good:.4g} until step "
+                f"{found.good_step}: going back"
+            )
+            self.store.wait()
+            raise Collapsed(found)
+
     def _save(self) -> None:
         if self.saved_step == self.step:
             return
@@ -274,7 +313,7 @@ class _Run:
                 stored,
                 self.learner.actor(stored),
                 self.source.state(),
-                {**self.metadata, "fit": self.config, "log_interval": interval},
+                {**self.metadata, "fit": self.config, "log_interval": interval, "watched": self.watched},
                 self.step_metrics,
             )
         self.saved_step = self.step
@@ -305,6 +344,7 @@ class _Run:
         interval = self.store.metadata(latest)["log_interval"]
         self.carry = self.train_step.resumed(state, latest, interval["sums"], interval["count"])
         self.source_values = interval["source_values"]
+        self.watched = [tuple(each) for each in self.store.metadata(latest).get("watched", [])]
         self.step = self.saved_step = latest
 
     def _say_where(self, latest: int) -> None:

@@ -242,7 +242,7 @@ def save_merged(path: str | Path, out: str | Path) -> None:
     `load`."""
     policy = load(path)
     recipe = dataclasses.replace(policy.recipe, tuning=TuningConfig())
-    own = ("fit", "format", "leaves", "log_interval", "shared", "step", "versions", BASE)
+    own = ("fit", "format", "leaves", "log_interval", "shared", "step", "versions", "watched", BASE)
     metadata = {name: value for name, value in policy.metadata.items() if name not in own}
     store = checkpoints.Checkpoints(out)
     with contextlib.closing(store):
