@@ -55,7 +55,7 @@ def quick(policy: str = "diffusion") -> Study:
     learner = PARLConfig(
         execution_horizon=HORIZON,
         num_samples=16,
-        ascent=AscentOptions(num_kept=4, num_steps=5, step_size=0.03),
+        ascent=AscentOptions(num_kept=4, num_steps=5, step_size=3e-3),
         head=HLGauss(-1 / (1 - _DISCOUNT), 0.0, 51),
         num_critics=2,
         critic=CriticConfig((128, 128), activation="silu", output_scale=0.01),
