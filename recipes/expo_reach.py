@@ -32,7 +32,7 @@ class Experiment:
     demonstrator: DemonstratorConfig = DemonstratorConfig()
     num_demonstrations: int = 100
     imitation_updates: int = 2000
-    env_steps: int = 30_000
+    env_steps: int = 3000  # all arms are done learning by then
     num_envs: int = 10  # side by side; each decision makes as many rounds of updates
     warmup_decisions: int = 20
     critic_updates: int = 5  # per round, that is per env step
@@ -67,6 +67,11 @@ def quick() -> Experiment:
         optimizer=Adam(peak_lr=1e-3),
         base_optimizer=AdamW(peak_lr=1e-3, weight_decay=1e-4),
     )
+
+
+def steady() -> Experiment:
+    """Demonstrators stay further from the goals and hold still there, so that the choice has little to choose from."""
+    return dataclasses.replace(quick(), demonstrator=DemonstratorConfig(aim_range=(0.08, 0.16), noise=0.03))
 
 
 def sharp() -> Experiment:

@@ -36,13 +36,17 @@ from vla_jax.nets.state_mlp import StateMLP
 from vla_jax.policies.diffusion import DiffusionPolicy
 
 TABLE = "expo"
-ARMS: dict[str, dict[str, Any] | None] = {  # changes to EXPO's config; None: another learner
-    "rlpd": None,
-    "best_of_8": {"edited": False},
-    "no_lookahead": {"backup": "one_sample"},
-    "expo": {},
+# The experiment, and changes to EXPO's config; None: another learner
+ARMS: dict[str, tuple[Callable[[], expo_reach.Experiment], dict[str, Any] | None]] = {
+    "rlpd": (expo_reach.quick, None),
+    "best_of_8": (expo_reach.quick, {"edited": False}),
+    "no_lookahead": (expo_reach.quick, {"backup": "one_sample"}),
+    "expo": (expo_reach.quick, {}),
+    "steady_best_of_8": (expo_reach.steady, {"edited": False}),
+    "steady_expo": (expo_reach.steady, {}),
+    "sharp_best_of_8": (expo_reach.sharp, {"edited": False}),
+    "sharp_expo": (expo_reach.sharp, {}),
 }
-SHARP_ARMS = {"sharp_best_of_8": {"edited": False}, "sharp_expo": {}}
 PROMPTS = PromptTable(jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool))
 CONSOLE = rich.console.Console(highlight=False)
 
@@ -50,7 +54,7 @@ CONSOLE = rich.console.Console(highlight=False)
 @dataclasses.dataclass(frozen=True)
 class Options:
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    arms: tuple[str, ...] = (*ARMS, *SHARP_ARMS)
+    arms: tuple[str, ...] = tuple(ARMS)
     env_steps: int | None = None  # None: as the recipe has it
     results: str = "results"
 
@@ -66,10 +70,10 @@ def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     runtime.enable_compile_cache()
     for arm in options.arms:
-        experiment = expo_reach.sharp() if arm in SHARP_ARMS else expo_reach.quick()
+        recipe, changes = ARMS[arm]
+        experiment = recipe()
         if options.env_steps is not None:
             experiment = dataclasses.replace(experiment, env_steps=options.env_steps)
-        changes = {**ARMS, **SHARP_ARMS}[arm]
         run = jax.jit(jax.vmap(functools.partial(run_arm, experiment, changes)))
         keys = jax.vmap(jax.random.key)(jnp.asarray(options.seeds))
         compiled, start = run.lower(keys).compile(), time.monotonic()

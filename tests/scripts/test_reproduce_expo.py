@@ -16,7 +16,7 @@ TINY = dataclasses.replace(
 
 def test_an_arm_gives_a_curve_and_entries_of_a_table():
     experiment = dataclasses.replace(TINY, imitation_updates=20, evaluation_episodes=8, num_demonstrations=10)
-    run = functools.partial(reproduce_expo.run_arm, experiment, reproduce_expo.ARMS["expo"])
+    run = functools.partial(reproduce_expo.run_arm, experiment, reproduce_expo.ARMS["expo"][1])
     # unoptimized code: compiling is what takes time
     outcome = jax.jit(run, compiler_options={"xla_backend_optimization_level": 0})(jax.random.key(0))
     outcome = jax.device_get(outcome)
@@ -28,7 +28,7 @@ def test_an_arm_gives_a_curve_and_entries_of_a_table():
 
 
 def test_rlpd_learns_in_the_same_loop():
-    run = functools.partial(reproduce_expo.run_arm, TINY, reproduce_expo.ARMS["rlpd"])
+    run = functools.partial(reproduce_expo.run_arm, TINY, reproduce_expo.ARMS["rlpd"][1])
     assert jax.eval_shape(run, jax.random.key(0)).curve.shape == (3, TINY.evaluation_episodes)
 
 

@@ -428,6 +428,8 @@ _EXPO = TableSpec(
         Row("best_of_8", "best of 8 base samples, no edit", recipe="expo_reach.py"),
         Row("no_lookahead", "EXPO, targets from one edited sample", recipe="expo_reach.py"),
         Row("expo", "EXPO", recipe="expo_reach.py"),
+        Row("steady_best_of_8", "demonstrations that hold still beside the goals: best of 8", recipe="expo_reach.py"),
+        Row("steady_expo", "demonstrations that hold still beside the goals: EXPO", recipe="expo_reach.py"),
         Row("sharp_best_of_8", "small goals beside the demonstrations: best of 8", recipe="expo_reach.py"),
         Row("sharp_expo", "small goals beside the demonstrations: EXPO, edit 0.05", recipe="expo_reach.py"),
     ),
