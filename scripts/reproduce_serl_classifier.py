@@ -2,9 +2,9 @@
 
     python scripts/reproduce_serl_classifier.py --seeds 0 1 2
 
-A bin (an outlined square) and a block (a filled one) lie anywhere on a noisy table, under any light. Success is the
-block inside; half of the failures are near misses. The trunk is trained too, since pretrained weights are not at hand.
-Training is 300 updates of 64 pictures, and new pictures judge.
+A camera that stays where it is sees a bin (an outlined square, give or take a pixel), and a block (a filled one)
+anywhere on a noisy table, under any light. Success is the block inside; half of the failures are near misses. The trunk
+is trained too, since pretrained weights are not at hand. Training is 300 updates of 64 pictures; new pictures judge.
 """
 
 import dataclasses
@@ -79,7 +79,7 @@ def train(learner: SuccessClassifier, state, key: Key[Array, ""], options: Optio
 def draw(key: Key[Array, ""], count: int) -> Examples:
     """As many successes as failures."""
     place_key, inside_key, near_key, far_key, look_key = jax.random.split(key, 5)
-    bins = jax.random.uniform(place_key, (2 * count, 2), minval=8.0, maxval=SIZE - 8.0)
+    bins = SIZE / 2 + jax.random.uniform(place_key, (2 * count, 2), minval=-1.0, maxval=1.0)
     room = BIN - BLOCK - 1
     inside = bins[:count] + jax.random.uniform(inside_key, (count, 2), minval=-room, maxval=room)
     angle = jax.random.uniform(near_key, (count,), maxval=2 * jnp.pi)
