@@ -150,6 +150,7 @@ def main() -> None:
         clone = options.clones / ("dqc" if is_dqc else "serl")
         found = dqc_check(clone, sizes.dqc_case(options.case)[0]) if is_dqc else serl_check(clone)
         np.savez(options.check, **found)
+        timing.print_result(arrays=len(found))
     else:
         timing.run((dqc_case if is_dqc else serl_case)(options.case, options.clones), options)
 

@@ -106,17 +106,17 @@ def trained(in_dim: int, hidden_dims: tuple[int, ...], out_dim: int) -> float:
     return 3 * forward(in_dim, hidden_dims, out_dim) - 2.0 * in_dim * hidden_dims[0]
 
 
-SCAN = 10  # updates in one call of the cases that scan
 DQC_SIZES = {"2x256": DQCSize((256, 256)), "4x1024": DQCSize((1024,) * 4)}
+SCANS = {"2x256": 10, "4x1024": 3}  # updates in one call of the cases that scan
 SERL = SERLSize()
-DQC_CASES = tuple(f"dqc_{size}{scan}" for size in DQC_SIZES for scan in ("", f"_scan{SCAN}"))
+DQC_CASES = tuple(f"dqc_{size}{scan}" for size, n in SCANS.items() for scan in ("", f"_scan{n}"))
 CASES = (*DQC_CASES, "serl_utd20")
 
 
 def dqc_case(name: str) -> tuple[DQCSize, int | None]:
     """The size of a case, and how many updates it scans over, if it does."""
     _, size, *scan = name.split("_")
-    return DQC_SIZES[size], SCAN if scan else None
+    return DQC_SIZES[size], SCANS[size] if scan else None
 
 
 def updates_per_call(case: str) -> int:
