@@ -15,11 +15,12 @@ test: install  ## every test; no GPU, no network, no display needed
 lint: install
 	$(RUN)/ruff check . && $(RUN)/ruff format --check . && $(RUN)/lint-imports
 
-benchmark: install  ## simulator, statistics, loader and model against peers, whose environments it makes; the server
+benchmark: install  ## simulator, statistics, loader, model and RL against peers, whose environments it makes; the server
 	$(RUN)/python benchmarks/envs.py --json results/benchmarks/envs.json
 	$(RUN)/python benchmarks/data_statistics.py --json results/benchmarks/data_statistics.json
 	$(RUN)/python benchmarks/loader.py --json results/benchmarks/loader.json
 	$(RUN)/python benchmarks/model.py --json results/benchmarks/model.json
+	$(RUN)/python benchmarks/rl.py --json results/benchmarks/rl.json
 	$(RUN)/python benchmarks/serving.py --json results/benchmarks/serving.json
 
 reproduce: install  ## hours: every number in results/ that is not the demo's
