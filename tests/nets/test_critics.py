@@ -38,3 +38,41 @@ def test_many_chunks_of_one_state_are_scored_as_each_alone():
     together = net.bind(params)(features, actions)
     alone = jnp.stack([net.bind(params)(features, actions[:, i]) for i in range(6)], axis=1)
     np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+def test_means_made_head_by_head_have_the_values_and_gradients_of_the_plain_ones():
+    """In heads, features and chunks; under a vmap too, since seeds may run side by side."""
+    net, heads = functional.init_ensemble(
+        lambda rngs: critics.ChunkCritic(3, 2, 1, critics.CriticConfig((8,)), rngs), jax.random.key(0), 4
+    )
+    keys = jax.random.split(jax.random.key(1), 3)
+    features, chunks = jax.random.normal(keys[0], (5, 3)), jax.random.normal(keys[1], (5, 2, 1))
+    targets = jax.random.normal(keys[2], (5,))
+
+    def of_head(head, features, chunks, targets):
+        q_values = net.bind(head)(features, chunks)
+        return jnp.square(q_values - targets).mean(), q_values.mean()
+
+    def plain(heads, features):
+        q_values = functional.apply_ensemble(net, heads, lambda critic: critic(features, chunks))
+        return jnp.square(q_values - targets[None]).mean(), q_values.mean()
+
+    def by_head(heads, features):
+        return critics.mean_loss(of_head, heads, features, chunks, targets)
+
+    def twice(function):
+        both = jax.vmap(jax.value_and_grad(function, argnums=(0, 1), has_aux=True), in_axes=(None, 0))
+        return jax.jit(both)(heads, jnp.stack([features, -features]))
+
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)  # noqa: E731
+    jax.tree.map(close, twice(by_head), twice(plain))
+
+    def value(chunks):
+        of_head = lambda head, chunks: net.bind(head)(features, chunks)  # noqa: E731
+        return (jnp.arange(5.0) * critics.mean_value(of_head, heads, chunks)).sum()
+
+    def plain_value(chunks):
+        q_values = functional.apply_ensemble(net, heads, lambda critic: critic(features, chunks))
+        return (jnp.arange(5.0) * q_values.mean(0)).sum()
+
+    jax.tree.map(close, jax.jit(jax.value_and_grad(value))(chunks), jax.jit(jax.value_and_grad(plain_value))(chunks))

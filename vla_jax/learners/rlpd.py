@@ -266,8 +266,12 @@ class RLPD:
     ) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """Mean squared error of all heads, and the mean value."""
         features = self.encode(critic["encoder"], frozen, batch.observation)
-        q_values = self.q_values(critic["head"], features, batch.actions)
-        return td.squared_error(q_values, targets).mean(), q_values.mean()
+
+        def of_head(head, features, actions, targets):
+            q_values = self.critic.bind(head)(features, actions)
+            return jnp.square(q_values - targets).mean(), q_values.mean()
+
+        return critics.mean_loss(of_head, critic["head"], features, batch.actions, targets)
 
     def _actor_step(self, state: RLPDState, key: Key[Array, ""], batch: Transitions) -> tuple[RLPDState, Metrics]:
         """One step on all minibatches of `batch`, [n, b, ...], by the mean of their gradients.
@@ -304,7 +308,8 @@ class RLPD:
             own = self.encode(actor["encoder"], state.frozen, observation)
         gaussian = self.gaussian.bind(actor["head"])
         flat, log_prob = gaussian.sample_from(own, noise)
-        q_values = self.q_values(critic["head"], critic_features, self._chunks(flat)).mean(axis=0)
+        of_head = lambda head, chunks: self.critic.bind(head)(critic_features, chunks)  # noqa: E731
+        q_values = critics.mean_value(of_head, critic["head"], self._chunks(flat))
         temperature = jax.lax.stop_gradient(self.temperature(state.params["temperature"]))
         return entropy.soft_policy_loss(log_prob, q_values, temperature).mean(), log_prob
 

@@ -6,8 +6,11 @@ first.
 
 import dataclasses
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
@@ -89,3 +92,57 @@ def random_heads(
 def take_heads(params: Params, heads: Int[Array, "m"]) -> Params:
     """The parameters of some members of an ensemble: evaluating these alone costs `m / e` of the whole."""
     return jax.tree.map(lambda leaf: leaf[heads], params)
+
+
+def mean_loss(
+    function: Callable[..., tuple[Float[Array, ""], Any]], heads: Params, features: Float[Array, "b f"], *rest: Array
+) -> tuple[Float[Array, ""], Any]:
+    """The mean over an ensemble of `function(head, features, *rest) -> (loss, aux)`, and that of what comes besides.
+
+    Its gradients in heads and features are made one head after another where the processor is a CPU: what one head
+    holds fits a core's cache, what ten do does not. There is none in `rest`, nor of `aux`.
+    """
+    graded = jax.value_and_grad(function, argnums=(0, 1), has_aux=True)
+
+    @jax.custom_vjp
+    def mean(heads, features, *rest):
+        return _mean(_each_head(lambda head: function(head, features, *rest), heads))
+
+    def forward(heads, features, *rest):
+        values, (of_heads, of_features) = _each_head(lambda head: graded(head, features, *rest), heads)
+        return _mean(values), (of_heads, of_features.mean(axis=0), rest)
+
+    def backward(made, cotangents):
+        of_heads, of_features, rest = made
+        scale = cotangents[0] / jax.tree.leaves(of_heads)[0].shape[0]
+        none = jax.tree.map(jnp.zeros_like, rest)
+        return (jax.tree.map(lambda leaf: scale * leaf, of_heads), cotangents[0] * of_features, *none)
+
+    mean.defvjp(forward, backward)
+    return mean(heads, features, *rest)
+
+
+def mean_value(
+    function: Callable[[Params, Float[Array, "b h a"]], Float[Array, "b"]], heads: Params, chunks: Float[Array, "b h a"]
+) -> Float[Array, "b"]:
+    """The mean over an ensemble of `function(head, chunks)`, with a gradient in the chunks alone; rows must not mix.
+
+    Made one head after another on a CPU, as `mean_loss` is.
+    """
+
+    def with_slope(head: Params):
+        q_values, back = jax.vjp(lambda chunks: function(head, chunks), still)
+        return q_values, back(jnp.ones_like(q_values))[0]
+
+    still = jax.lax.stop_gradient(chunks)
+    q_values, slopes = _mean(_each_head(with_slope, heads))
+    # adds nothing but the gradient
+    return jax.lax.stop_gradient(q_values) + (jax.lax.stop_gradient(slopes) * (chunks - still)).sum((-2, -1))
+
+
+def _each_head(function: Callable[[Params], Any], heads: Params) -> Any:
+    return jax.lax.map(function, heads) if jax.default_backend() == "cpu" else jax.vmap(function)(heads)
+
+
+def _mean(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.mean(axis=0), tree)
