@@ -156,7 +156,7 @@ def imitate(study: Study, learner: Imitation, buffer: device.ReplayBuffer, key: 
 
     init_key, example_key, train_key = jax.random.split(key, 3)
     state = learner.init(init_key, demonstrations(example_key, buffer))
-    return learner.actor(train(state, train_key, buffer))
+    return jax.block_until_ready(learner.actor(train(state, train_key, buffer)))  # its seconds are its own
 
 
 def train_critic(
