@@ -23,8 +23,8 @@ benchmark: install  ## simulator, statistics, loader, model and RL against peers
 	$(RUN)/python benchmarks/rl.py --json results/benchmarks/rl.json
 	$(RUN)/python benchmarks/serving.py --json results/benchmarks/serving.json
 
-reproduce: install  ## hours: every number in results/ that is not the demo's
-	scripts/reproduce.sh
+reproduce: install  ## hours: every number in results/ that is not a benchmark's; NAME=pa_rl (or pa-rl) one table's
+	scripts/reproduce.sh $(subst -,_,$(NAME))
 
 install: $(VENV)/.installed
 
