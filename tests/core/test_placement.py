@@ -40,6 +40,8 @@ def test_a_batch_that_does_not_divide_is_left_alone():
 
 def test_one_cpu_is_the_default_here_or_the_only_device_of_the_mesh():
     assert placement.on_one_cpu()
+    with placement.elsewhere():
+        assert not placement.on_one_cpu()
     for sizes, expected in ((dict(data=1, fsdp=1), True), (dict(data=2, fsdp=1), False)):
         with jax.sharding.use_abstract_mesh(mesh(**sizes).abstract_mesh):
             assert placement.on_one_cpu() is expected

@@ -5,6 +5,9 @@ Without such a hint the compiler lets the split of a parameter decide: it splits
 every device and sums partial products, which costs a reduction of every activation instead of a gather of the weights.
 """
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -35,8 +38,23 @@ def over_batch(tree: Any) -> Any:
     return jax.tree.map(one, tree)
 
 
+_elsewhere = contextvars.ContextVar("traced for machines that are not here", default=False)
+
+
+@contextlib.contextmanager
+def elsewhere() -> Iterator[None]:
+    """What is traced inside is planned for other machines: nothing is chosen because it pays on a CPU."""
+    token = _elsewhere.set(True)
+    try:
+        yield
+    finally:
+        _elsewhere.reset(token)
+
+
 def on_one_cpu() -> bool:
     """Whether what is being traced runs on a single CPU device: of the mesh in context, else of the default backend."""
+    if _elsewhere.get():
+        return False
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.abstract_device is None:
         return jax.default_backend() == "cpu"

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from vla_jax.core import errors
+from vla_jax.core import errors, placement
 from vla_jax.core.types import Demonstrations, Observation
 from vla_jax.data.pictures.augment import augment_batch
 from vla_jax.learners.base import Learner
@@ -43,6 +43,7 @@ class Program:
     def batch_size(self) -> int:
         return jax.tree.leaves(self.batch)[0].shape[0]
 
+    @placement.elsewhere()
     def model_flops(self) -> float:
         """The products of `passes` forward passes over the batch. No recomputation."""
 
@@ -112,6 +113,7 @@ class Compiled:
     facts: dict[str, Any]
 
 
+@placement.elsewhere()
 def lower(program: Program, mesh: Mesh) -> Lowered:
     """Trace the step for the devices of `mesh`, abstract or real. Raises ConfigError when the batch does not split."""
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
