@@ -1,12 +1,16 @@
 """The recipe of DQC: its policy and learner fit together at every size, and OGBench's states. Nothing is allocated."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from recipes import dqc_ogbench
 from scripts import reproduce_dqc_ogbench
 from vla_jax.core.types import Observation, Transitions
+from vla_jax.data import trajectory_sets
 
 STUDIES = {name: dqc_ogbench.quick(name) for name in dqc_ogbench.METHODS} | {"paper": dqc_ogbench.paper()}
 
@@ -40,3 +44,30 @@ def test_the_policy_of_dqc_is_that_of_behaviour_cloning_and_shorter_than_its_bac
     study = STUDIES["dqc"]
     assert study.policy.decoder.action_horizon == 1 < study.learner.backup_horizon
     assert STUDIES["q_chunking"].policy.decoder.action_horizon == STUDIES["q_chunking"].learner.backup_horizon
+
+
+def test_a_stopped_run_goes_on_to_the_same_parameters(monkeypatch, tmp_path):
+    study = dqc_ogbench.quick("n_step")
+    policy = dataclasses.replace(study.policy, backbone=dataclasses.replace(study.policy.backbone, hidden_dims=(8,)))
+    critic = dataclasses.replace(study.learner.critic, hidden_dims=(8,))
+    learner_config = dataclasses.replace(study.learner, critic=critic)
+    study = dataclasses.replace(study, policy=policy, learner=learner_config, batch_size=4)
+    rng = np.random.default_rng(0)
+    states, actions, goals = (rng.standard_normal((40, dim)) for dim in (28, 5, 3))
+    observations = trajectory_sets.state_observations(states)
+    rows = trajectory_sets.from_arrays(
+        observations, np.tanh(actions), np.zeros(40), np.ones(40), np.array([20, 20]), goals
+    )
+    monkeypatch.setattr(reproduce_dqc_ogbench, "load", lambda folder: rows)
+    monkeypatch.setattr(reproduce_dqc_ogbench, "STEPS_PER_CALL", 2)
+    learner = reproduce_dqc_ogbench.make(study, 1)
+
+    def train(folder, num_train_steps):
+        options = reproduce_dqc_ogbench.Options(num_train_steps=num_train_steps, runs=str(tmp_path / folder))
+        return reproduce_dqc_ogbench.train(study, learner, "n_step", 0, options)
+
+    whole = train("whole", 4)
+    train("stopped", 2)
+    resumed = train("stopped", 4)
+    assert int(resumed.step) == 4
+    jax.tree.map(np.testing.assert_array_equal, resumed.params, whole.params)
