@@ -33,7 +33,7 @@ discrete_diffusion_place() { # on a robot task: three trainings per seed, ten mi
   "$bin/vla-jax" table discrete_diffusion_place
 }
 
-expo() { # six arms, five seeds side by side
+expo() { # eight arms, two minutes of one core each
   "$bin/python" scripts/reproduce_expo.py --seeds 0 1 2 3 4
   "$bin/vla-jax" table expo
 }
