@@ -201,7 +201,7 @@ def compare(arguments: list[str]) -> None:
 
 
 def table(arguments: list[str]) -> None:
-    from vla_jax.evaluation import results, tables
+    from vla_jax.evaluation import results, table_specs, tables
 
     @dataclasses.dataclass(frozen=True)
     class Table:
@@ -210,7 +210,7 @@ def table(arguments: list[str]) -> None:
         html: str | None = None  # also write it as an HTML file
 
     options = _parse(Table, arguments, "vla-jax table")
-    spec, entries = tables.TABLES[options.name], results.load_table(Path(options.results), options.name)
+    spec, entries = table_specs.TABLES[options.name], results.load_table(Path(options.results), options.name)
     print(tables.to_markdown(spec, entries))
     if options.html is not None:
         Path(options.html).write_text(tables.to_html(spec, entries), encoding="utf-8")

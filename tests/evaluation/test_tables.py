@@ -4,7 +4,7 @@ import pytest
 
 from tests.evaluation.test_results import entry
 from vla_jax.core import errors
-from vla_jax.evaluation import results, statistics, tables
+from vla_jax.evaluation import results, statistics, table_specs, tables
 
 SPEC = tables.TableSpec(
     name="demo",
@@ -79,9 +79,9 @@ def test_a_row_twice_is_an_error():
         dataclasses.replace(SPEC, rows=(SPEC.rows[0], SPEC.rows[0]))
 
 
-@pytest.mark.parametrize("name", list(tables.TABLES))
+@pytest.mark.parametrize("name", list(table_specs.TABLES))
 def test_every_registered_table_renders_empty(name, tmp_path):
-    spec = tables.TABLES[name]
+    spec = table_specs.TABLES[name]
     assert spec.name == name
     entries = results.load_table(tmp_path, name)
     assert spec.title in tables.to_markdown(spec, entries)
@@ -91,4 +91,4 @@ def test_every_registered_table_renders_empty(name, tmp_path):
 
 def test_an_unknown_table_is_answered_with_the_closest():
     with pytest.raises(errors.ConfigError, match="did you mean 'demo'"):
-        tables.TABLES["dmo"]
+        table_specs.TABLES["dmo"]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scripts import reproduce_dqc as chain
-from vla_jax.evaluation import tables
+from vla_jax.evaluation import table_specs, tables
 from vla_jax.losses import td
 
 
@@ -32,5 +32,5 @@ def test_recorded_chunks_begin_right_and_arriving_ends_the_task():
 def test_a_short_run_fills_every_column_of_its_table(monkeypatch):
     monkeypatch.setattr(chain, "UPDATES_PER_CALL", 2)
     entries = chain.run("n_step", 0, chain.Options(num_train_steps=2, batch_size=8, episodes=4))
-    assert [e.cell for e in entries] == [column.name for column in tables.TABLES["dqc"].columns]
-    tables.to_markdown(tables.TABLES["dqc"], entries)
+    assert [e.cell for e in entries] == [column.name for column in table_specs.TABLES["dqc"].columns]
+    tables.to_markdown(table_specs.TABLES["dqc"], entries)

@@ -10,7 +10,7 @@ import pytest
 
 from recipes import pa_rl_maze
 from scripts import reproduce_pa_rl
-from vla_jax.evaluation import tables
+from vla_jax.evaluation import table_specs, tables
 from vla_jax.learners.pa_rl import PARL
 from vla_jax.samplers.action_ascent import AscentOptions
 
@@ -41,7 +41,7 @@ def test_an_arm_runs_through_all_phases_and_fills_its_cells(monkeypatch):
     rows = ("critic_only", "pa_rl")
     expected = {(f"diffusion_{row}", cell) for row in rows for cell in ("success_rate", "policy_alone")}
     assert found == expected | {("diffusion_imitation", "success_rate")}
-    tables.to_markdown(tables.TABLES["pa_rl"], entries)  # every row and cell is in the table
+    tables.to_markdown(table_specs.TABLES["pa_rl"], entries)  # every row and cell is in the table
     steps = {entry.row: entry.manifest["cost"]["env_steps"] for entry in entries}
     assert steps["diffusion_critic_only"] == 0 < steps["diffusion_pa_rl"] <= 2 * 2 * study.env.episode_length
     reproduce_pa_rl.print_verdict(tuple(entries))
