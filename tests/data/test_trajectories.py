@@ -118,9 +118,11 @@ def test_goals_give_the_targets_of_dqc():
 
 def test_a_padded_goal_chunk_bootstraps_from_the_last_row():
     batch = trajectories.goals_at(flat([8, 8], [True, False]), jnp.array([6, 6]), jnp.array([0, 7]), 4)
-    assert batch.action_mask.astype(int).tolist() == [[1, 0, 0, 0]] * 2
+    # the second has the last row for its goal: being there counts, although nothing was done there
+    assert batch.action_mask.astype(int).tolist() == [[1, 0, 0, 0], [1, 1, 0, 0]]
     returns, factor = chunk_return(batch.rewards, batch.discounts, batch.action_mask, 0.5)
-    assert factor[0] == 0.5 and returns[0] == 0 and rows_of(batch.next_observation) == [7, 7]
+    assert factor.tolist() == [0.5, 0] and returns.tolist() == [0, 0.5]
+    assert rows_of(batch.next_observation) == [7, 7]
     assert batch.extras["success"].tolist() == [False, True]
 
 

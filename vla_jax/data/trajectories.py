@@ -215,7 +215,7 @@ def goals_at(
         actions=trajectories.actions[index],
         rewards=reached.astype(jnp.float32),
         discounts=1.0 - jnp.cumsum(reached, axis=-1).astype(jnp.float32),
-        action_mask=mask,
+        action_mask=mask | reached,  # a goal that is the last row is reached behind the last step
         next_observation=_take(trajectories.observations, rows + num_steps),
         extras={"num_steps": num_steps, "success": success},
         goal=_take(goal_rows, goals),
