@@ -9,6 +9,7 @@ success, which ends the episode. `arm="slides"` puts the suite's gripper on slid
 where the arm is too slow.
 """
 
+import abc
 import dataclasses
 from typing import Literal
 
@@ -95,7 +96,7 @@ def reward_terms(view: View, lift_height: float) -> dict[str, Float[Array, ""]]:
     }
 
 
-class PickCube(tabletop.TabletopEnv):
+class PickCube(tabletop.TabletopEnv, abc.ABC):
     """What both robots share. `physics.grip` is continuous: 0 open, 1 closed."""
 
     action_names = ACTION_NAMES
@@ -139,8 +140,9 @@ class PickCube(tabletop.TabletopEnv):
         velocity = self._hand_velocity(state.physics)
         return jnp.concatenate([view.hand + base, velocity, view.grip[None], view.object + base])
 
+    @abc.abstractmethod
     def _hand_velocity(self, physics: tabletop.TablePhysics) -> Float[Array, "3"]:
-        raise NotImplementedError
+        """In metres per second, in the frame of the world."""
 
     def _move(self, position: Float[Array, "3"], action: Float[Array, "a"]) -> Float[Array, "3"]:
         low, high = (jnp.array(bound) - jnp.array(BASE) for bound in (WORKSPACE_LOW, WORKSPACE_HIGH))
