@@ -144,8 +144,9 @@ def ratios(results: dict[str, dict[str, dict]]) -> dict[str, float]:
 
 
 def shares(results: dict[str, dict[str, dict]], peak: float) -> dict[str, float]:
-    """Share of the matmul peak: of the layer by our own count, of training by the compiler's for our program, whose
-    layers are written out (it counts the body of a loop once, so sampling's loop over flow steps has no count)."""
+    """Share of the matmul peak, by our own counts: of the layer from its shapes, of training from our traced program
+    with its layers written out (what it computes again in attention's gradient included). Sampling has none.
+    """
     ours = results.get("ours", {})
     counts = {case: result["flops"] for case, result in ours.items() if case.startswith("train")}
     counts |= {case: shapes.layer_flops(int(case.split("_b")[1])) for case in timing.CASES if case.startswith("layer")}

@@ -21,6 +21,7 @@ from vla_jax.nets.siglip import SiglipConfig
 from vla_jax.nets.vla_transformer import VlaTransformer, VlaTransformerConfig
 from vla_jax.policies.flow import FlowConfig, FlowPolicy
 from vla_jax.training.optimizers import AdamW
+from vla_jax.training.plan import counting
 
 
 def expert(shape: shapes.Expert) -> GemmaConfig:
@@ -74,7 +75,7 @@ def policy_case(name: str, dtype: str, runs: dict) -> timing.Case:
         def train(state, demonstrations):
             return ours.update(state, jax.random.fold_in(jax.random.key(1), state.step), demonstrations)[0]
 
-        return timing.Case(train, state, (demonstrations,), state.params)
+        return timing.Case(train, state, (demonstrations,), state.params, counting.count(train, state, demonstrations))
 
     def step(carry, params, observation):
         key = jax.random.wrap_key_data(carry[0])
