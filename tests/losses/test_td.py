@@ -38,3 +38,9 @@ def test_unrun_steps_change_nothing():
     expected = td.chunk_return(jnp.where(mask, rewards, 0.0), jnp.ones((5, 4)), mask, 0.9)
     found = td.chunk_return(jnp.where(mask, rewards, junk), jnp.where(mask, 1.0, 0.0), mask, 0.9)
     assert jnp.allclose(jnp.stack(expected), jnp.stack(found))
+
+
+def test_double_q_takes_the_slow_value_of_the_fast_ones_choice():
+    fast, slow = jnp.array([[1.0, 3.0, 2.0], [0.0, -1.0, -2.0]]), jnp.array([[9.0, 4.0, 5.0], [6.0, 7.0, 8.0]])
+    found = td.double_q_targets(jnp.array([0.5, 1.0]), jnp.array([0.9, 0.0]), fast, slow)
+    assert jnp.allclose(found, jnp.array([0.5 + 0.9 * 4.0, 1.0]))  # the slow ones' own maximum would give 0.5 + 0.9 * 9

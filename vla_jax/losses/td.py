@@ -23,3 +23,18 @@ def chunk_return(
 def squared_error(q_values: Float[Array, "e b"], targets: Float[Array, "b"]) -> Float[Array, "b"]:
     """Squared TD error per example, averaged over the ensemble; the caller stops gradients in `targets`."""
     return jnp.square(q_values - targets[None]).mean(axis=0)
+
+
+def double_q_targets(
+    rewards: Float[Array, "b"],
+    factor: Float[Array, "b"],
+    next_q_values: Float[Array, "b n"],
+    next_target_q_values: Float[Array, "b n"],
+) -> Float[Array, "b"]:
+    """`rewards + factor * target value of the action that the other values prefer`, for `n` discrete actions.
+
+    `factor` is the discount, 0 where the task ended (`chunk_return` gives both). Source: double DQN (arXiv 1509.06461),
+    section "Double DQN".
+    """
+    best = next_q_values.argmax(axis=-1)
+    return rewards + factor * jnp.take_along_axis(next_target_q_values, best[:, None], axis=-1)[:, 0]
