@@ -19,7 +19,8 @@ from vla_jax.data.pictures.augment import AugmentConfig
 from vla_jax.data.schema import DatasetConfig
 from vla_jax.learners.imitation import Imitation
 from vla_jax.training import checkpoints, sharding, step, trained
-from vla_jax.training.recipe import DataConfig, from_plain, to_plain
+from vla_jax.training.plain import from_plain, to_plain
+from vla_jax.training.recipe import DataConfig
 
 
 @pytest.fixture

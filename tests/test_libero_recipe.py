@@ -20,7 +20,8 @@ from vla_jax.envs.libero_sim import RenderOptions
 from vla_jax.evaluation import fingerprint, judges, libero_replay, results
 from vla_jax.evaluation.fingerprint import Fingerprint
 from vla_jax.training import trained
-from vla_jax.training.recipe import Recipe, from_plain, to_plain
+from vla_jax.training.plain import from_plain, to_plain
+from vla_jax.training.recipe import Recipe
 
 SIZE = 64  # of the fake cameras; the policy sees a quarter of it
 RENDER = RenderOptions(image_size=SIZE)

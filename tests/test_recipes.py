@@ -13,8 +13,8 @@ from vla_jax.core import functional
 from vla_jax.core.types import Demonstrations, Observation
 from vla_jax.envs.libero import LiberoTasks
 from vla_jax.learners.expo import EXPO
+from vla_jax.training import plain, trained
 from vla_jax.training import recipe as recipes
-from vla_jax.training import trained
 
 FILES = sorted(path for path in (Path(__file__).parent.parent / "recipes").glob("*.py") if path.name != "__init__.py")
 BUILDERS = {
@@ -44,8 +44,8 @@ def test_there_are_recipes():
 @pytest.mark.parametrize("name", BUILDERS)
 def test_a_recipe_survives_json(name):
     recipe = BUILDERS[name]()
-    stored = json.loads(json.dumps(recipes.to_plain(recipe)))
-    assert recipes.from_plain(recipes.Recipe, stored) == recipe
+    stored = json.loads(json.dumps(plain.to_plain(recipe)))
+    assert plain.from_plain(recipes.Recipe, stored) == recipe
 
 
 @pytest.mark.parametrize("name", BUILDERS)

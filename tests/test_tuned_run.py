@@ -12,7 +12,7 @@ from tests.nets import examples
 from tests.test_libero_recipe import tiny, write_set
 from vla_jax import cli, experiment
 from vla_jax.core import errors
-from vla_jax.training import checkpoints, trained
+from vla_jax.training import checkpoints, plain, trained
 from vla_jax.training import recipe as recipes
 from vla_jax.training.adapters import Lora
 from vla_jax.training.checkpoints import flatten
@@ -66,7 +66,7 @@ def test_checkpoints_hold_what_trained_and_nothing_else(runs):
     assert not any(name.startswith(("backbone/cameras", "backbone/text")) for name in names)
     assert not any("frozen" in name or "cameras" in name for name in document["leaves"]["learner"])
     assert num_bytes(actor) < 0.5 * num_bytes(trained.load(runs / "base").params)
-    assert recipes.from_plain(recipes.Recipe, document["recipe"]).tuning == LORA
+    assert plain.from_plain(recipes.Recipe, document["recipe"]).tuning == LORA
 
 
 def test_a_resumed_run_is_the_one_that_was_never_stopped(runs):

@@ -27,8 +27,8 @@ from vla_jax.nets.state_mlp import StateMLPConfig
 from vla_jax.policies.flow import FlowConfig
 from vla_jax.policies.gaussian import GaussianConfig
 from vla_jax.samplers.action_ascent import AscentOptions
+from vla_jax.training import plain, trained
 from vla_jax.training import recipe as recipes
-from vla_jax.training import trained
 from vla_jax.training.fit import FitConfig
 from vla_jax.training.online import ReplayConfig
 from vla_jax.training.optimizers import Adam
@@ -136,7 +136,7 @@ def test_a_run_is_the_same_when_it_is_interrupted_and_its_checkpoint_acts(
         changes = changes | {"recorded": recorded(folder, **changes["recorded"])}
     start = str(imitated) if isinstance(learner, recipes.AROUND_A_POLICY) else None
     recipe = make(learner, policy, folder, start_from=start, **changes)
-    assert recipes.from_plain(Recipe, recipes.to_plain(recipe)) == recipe
+    assert plain.from_plain(Recipe, plain.to_plain(recipe)) == recipe
     whole = experiment.train(recipe, tmp_path / "whole", quiet=True)
     half = dataclasses.replace(recipe, fit=dataclasses.replace(recipe.fit, num_train_steps=2))
     experiment.train(half, tmp_path / "halves", quiet=True)

@@ -31,7 +31,8 @@ from vla_jax.learners.imitation import ImitationConfig
 from vla_jax.training import checkpoints, contract, recorded, trained
 from vla_jax.training.fit import Evaluate, FitResult, fit
 from vla_jax.training.online import ReplaySource
-from vla_jax.training.recipe import AROUND_A_POLICY, EvaluationConfig, PureEnvConfig, Recipe, chunk_steps, to_plain
+from vla_jax.training.plain import to_plain
+from vla_jax.training.recipe import AROUND_A_POLICY, EvaluationConfig, PureEnvConfig, Recipe, chunk_steps
 from vla_jax.training.recorded import OfflineSource
 from vla_jax.training.sources import DatasetSource, Source
 from vla_jax.training.step import Augment
@@ -40,13 +41,23 @@ from vla_jax.training.trained import Edges, TrainedPolicy
 RENDERER = "vla_jax.envs.mjx.renderer"
 _MARKS = "data_simulators"  # in the checkpoint: which simulators drew the training data, where that is known
 
+MakeSource = Callable[[Learner, Edges], Source]
 
-def train(recipe: Recipe, run_dir: str | Path, *, accept: Sequence[str] = (), quiet: bool = False) -> FitResult:
+
+def train(
+    recipe: Recipe,
+    run_dir: str | Path,
+    *,
+    accept: Sequence[str] = (),
+    make_source: MakeSource | None = None,
+    quiet: bool = False,
+) -> FitResult:
     """Train a recipe in `run_dir`, going on where an earlier call stopped.
 
-    `accept` names differences between the recipe and the checkpoint it starts from that are meant (see
-    `contract.ACCEPTABLE`). Raises DataError when the data is missing, CheckpointError when the recipe is not what that
-    checkpoint was made for, and what `fit` raises.
+    `make_source` makes the batches where they are not from what the recipe names but from actors elsewhere. `accept`
+    names differences between the recipe and the checkpoint it starts from that are meant (see `contract.ACCEPTABLE`).
+    Raises DataError when the data is missing, CheckpointError when the recipe is not what that checkpoint was made for,
+    and what `fit` raises.
     """
     if recipe.start_from is not None:
         start = checkpoints.read_metadata(checkpoints.step_folder(recipe.start_from))
@@ -56,7 +67,10 @@ def train(recipe: Recipe, run_dir: str | Path, *, accept: Sequence[str] = (), qu
     edges = trained.make_edges(recipe, statistics)
     learner = trained.make_learner(recipe)
     judging = [_judge(recipe, config, learner, edges, recipe.evaluation) for config in recipe.evaluation.envs]
-    source, warm_start = _source(recipe, learner, edges, by_dataset)
+    if make_source is None:
+        source, warm_start = _source(recipe, learner, edges, by_dataset)
+    else:
+        source, warm_start = make_source(learner, edges), None
     action_names, state_names, control_hz = _signature(judging, statistics)
     metadata = trained.contract(recipe, statistics, action_names, control_hz, by_dataset)
     metadata["state"] = {"names": list(state_names)}
@@ -294,7 +308,7 @@ def _online(recipe: Recipe, learner: Learner, edges: Edges) -> Source:
         learner,
         actor,
         recipe.replay,
-        recorded=None if recipe.recorded is None else _recorded_rows(recipe, edges),
+        recorded=None if recipe.recorded is None else recorded_rows(recipe, edges),
         recorded_fraction=0.0 if recipe.recorded is None else recipe.recorded.fraction,
         normalize=edges.normalize,
         unnormalize=edges.unnormalize,
@@ -307,10 +321,11 @@ def _offline(recipe: Recipe, edges: Edges) -> Source:
     shape = (config.batch_size,) if by_update else (1, config.critic_updates, config.batch_size)
     if config.hindsight is not None:
         return OfflineSource.of_trajectories(config, edges.normalizer, shape, chunk_steps(recipe.learner), seed)
-    return OfflineSource.of_rows(_recorded_rows(recipe, edges), shape, seed)
+    return OfflineSource.of_rows(recorded_rows(recipe, edges), shape, seed)
 
 
-def _recorded_rows(recipe: Recipe, edges: Edges) -> Transitions:
+def recorded_rows(recipe: Recipe, edges: Edges) -> Transitions:
+    """The chunks of `recipe.recorded` as the learner's rows, on the host."""
     steps = chunk_steps(recipe.learner)
     return recorded.transitions(recipe.recorded, steps, edges.encode, edges.normalizer, recipe.learner.discount)
 

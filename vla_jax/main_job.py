@@ -26,7 +26,8 @@ from vla_jax.envs.mjx.tabletop import TabletopConfig
 from vla_jax.evaluation import charts, picture, report, results, statistics
 from vla_jax.evaluation.rollouts import Episodes, Recording
 from vla_jax.training import trained
-from vla_jax.training.recipe import Recipe, to_plain
+from vla_jax.training.plain import to_plain
+from vla_jax.training.recipe import Recipe
 
 NUM_FILMS = 4
 _FILM_SIZE = 192  # pixels; policies see 64

@@ -2,7 +2,7 @@ import pytest
 
 from vla_jax.core.errors import ConfigError
 from vla_jax.data.schema import DatasetConfig
-from vla_jax.training.recipe import from_plain, to_plain
+from vla_jax.training.plain import from_plain, to_plain
 
 
 def make_config(**changes):

@@ -22,7 +22,7 @@ from vla_jax.nets.qwen_vl import READING, QwenVL, QwenVLConfig, tiny_qwen_vl, wi
 from vla_jax.nets.reading import arrange
 from vla_jax.policies.flow import FlowConfig, FlowPolicy
 from vla_jax.policies.token_loss import text_losses
-from vla_jax.training import recipe
+from vla_jax.training import plain, recipe
 
 KEY = jax.random.key(0)
 B, N, H, A = 3, 4, 4, 2
@@ -198,7 +198,7 @@ def test_a_flow_policy_trains_and_samples_from_the_cache_what_it_samples_without
     backbone = with_action_expert(CONFIGS[name], examples.STATE_DIM, **own)
     time = "concat" if kind == "pi0" else "adaptive_norm"
     policy = recipe.PolicyConfig(backbone, FlowConfig(H, A, num_flow_steps=3, time_conditioning=time))
-    assert recipe.from_plain(recipe.PolicyConfig, json.loads(json.dumps(recipe.to_plain(policy)))) == policy
+    assert plain.from_plain(recipe.PolicyConfig, json.loads(json.dumps(plain.to_plain(policy)))) == policy
     net, params = examples.init(policy.constructor(), KEY)
     actions = jax.random.uniform(KEY, (B, H, A), minval=-1, maxval=1)
     batch = Demonstrations(OBSERVATION, actions, jnp.ones(actions.shape, bool), jnp.ones(B))

@@ -14,7 +14,7 @@ from vla_jax.core.types import Demonstrations
 from vla_jax.learners.imitation import Imitation, ImitationConfig
 from vla_jax.policies.fast_tokens import FastConfig
 from vla_jax.policies.flow import FlowConfig, Insulation
-from vla_jax.training import recipe
+from vla_jax.training import plain, recipe
 from vla_jax.training.fit import FitConfig, fit
 from vla_jax.training.optimizers import Adam
 from vla_jax.training.sharding import MeshConfig
@@ -51,7 +51,7 @@ class Memory:
 def train(policy, run_dir, num_steps):
     config = FitConfig(num_steps, log_every=5, checkpoint_every=num_steps, mesh=MeshConfig(data=1))
     learner = Imitation(policy.constructor(), Adam(peak_lr=1e-2).build(), ImitationConfig(ema_decay=0.5))
-    metadata = {"recipe": recipe.to_plain(policy), "normalization": None, "cameras": [], "action": {}}
+    metadata = {"recipe": plain.to_plain(policy), "normalization": None, "cameras": [], "action": {}}
     result = fit(learner, Memory(), config, run_dir, metadata=metadata, quiet=True)
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return learner, result, lines
@@ -90,12 +90,12 @@ def test_insulated_pi05_learns_the_words_and_the_flow_together():
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_the_codec_and_the_words_travel_with_the_recipe(name):
-    stored = json.loads(json.dumps(recipe.to_plain(POLICIES[name])))
-    assert recipe.from_plain(recipe.PolicyConfig, stored) == POLICIES[name]
+    stored = json.loads(json.dumps(plain.to_plain(POLICIES[name])))
+    assert plain.from_plain(recipe.PolicyConfig, stored) == POLICIES[name]
 
 
 def test_the_text_of_a_recipe_puts_instructions_into_its_template():
     config = recipe.TextConfig(template="Task: {instruction}, State:")
-    tokenizer = recipe.from_plain(recipe.TextConfig, recipe.to_plain(config)).tokenizer()
+    tokenizer = plain.from_plain(recipe.TextConfig, plain.to_plain(config)).tokenizer()
     ids, mask = tokenizer.encode("Pick_up", 48)
     assert tokenizer.decode(ids[mask]) == "Task: pick up, State:"

@@ -7,7 +7,8 @@ from typing import Any
 
 from vla_jax.core.contract import ACCEPTABLE, Contract, Difference, compare, require
 from vla_jax.envs.base import EnvSpec
-from vla_jax.training.recipe import Recipe, from_plain
+from vla_jax.training.plain import from_plain
+from vla_jax.training.recipe import Recipe
 
 __all__ = [
     "ACCEPTABLE",

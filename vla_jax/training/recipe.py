@@ -5,10 +5,7 @@ command line (`--optimizer.peak-lr 3e-4`), so a recipe holds numbers and names, 
 """
 
 import dataclasses
-import types
-import typing
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from flax import nnx
 
@@ -178,6 +175,7 @@ class Recipe:
     evaluation: EvaluationConfig
     data: DataConfig  # trained on, or, with `start_from`, what the policy was trained on; RLPD needs none
     text: TextConfig = TextConfig()
+    base_optimizer: AdamW | Adam | None = None  # of the policy that EXPO or PA-RL fine-tunes; None: as `optimizer`
     replay: ReplayConfig | None = None  # of learners that collect: they act in `evaluation.envs[0]`
     recorded: RecordedConfig | None = None  # episodes for learners of values, beside what they collect or alone
     start_from: str | None = None  # a run folder or checkpoint whose policy this run begins with
@@ -185,7 +183,15 @@ class Recipe:
 
     def __post_init__(self):
         self._check_experience()
-        if self.tuning != TuningConfig() and isinstance(self.learner, EXPOConfig) and self.learner.base == "frozen":
+        is_frozen = isinstance(self.learner, EXPOConfig) and self.learner.base == "frozen"
+        if self.base_optimizer is not None and (is_frozen or not isinstance(self.learner, AROUND_A_POLICY)):
+            raise errors.ConfigError(
+                f"recipe {self.name}: base_optimizer",
+                expected="none: this learner fine-tunes no policy beside its critics",
+                found=self.base_optimizer,
+                fix="set learner.base to 'imitation'" if is_frozen else "set optimizer, of all that it trains",
+            )
+        if self.tuning != TuningConfig() and is_frozen:
             raise errors.ConfigError(
                 f"recipe {self.name}: tuning",
                 expected="the default: with learner.base='frozen' EXPO trains nothing of the policy",
@@ -255,49 +261,3 @@ def chunk_steps(learner: LearnerConfig) -> int:
         if (steps := getattr(learner, name, None)) is not None:
             return steps
     raise errors.ConfigError(f"{type(learner).__name__} learns from no transitions", expected="a learner of values")
-
-
-def to_plain(value: Any) -> Any:
-    """JSON types; every dataclass carries its class name as "type"."""
-    if dataclasses.is_dataclass(value):
-        fields = {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        return {"type": type(value).__name__, **fields}
-    if isinstance(value, tuple | list):
-        return [to_plain(item) for item in value]
-    return value
-
-
-def from_plain(kind: Any, value: Any, place: str = "recipe") -> Any:
-    """The inverse of `to_plain` for a value annotated as `kind`. Raises CheckpointError for a field nobody knows."""
-    options = (
-        typing.get_args(kind)
-        if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union
-        else (kind,)
-    )
-    if value is None and type(None) in options:
-        return None
-    if isinstance(value, Mapping) and "type" in value:
-        for option in options:
-            if dataclasses.is_dataclass(option) and option.__name__ == value["type"]:
-                return _dataclass_from_plain(option, value, place)
-        raise errors.CheckpointError(
-            f"{place}: a {value['type']} stands here",
-            expected=" or ".join(getattr(option, "__name__", str(option)) for option in options),
-            fix="use the version of vla_jax that wrote it",
-        )
-    for option in options:
-        if typing.get_origin(option) is tuple and isinstance(value, list):
-            items = typing.get_args(option)
-            inner = items[:1] * len(value) if items[-1] is Ellipsis else items
-            return tuple(from_plain(item, entry, place) for item, entry in zip(inner, value, strict=True))
-    return value
-
-
-def _dataclass_from_plain(kind: type, value: Mapping[str, Any], place: str) -> Any:
-    hints = typing.get_type_hints(kind)
-    unknown = sorted(set(value) - set(hints) - {"type"})
-    if unknown:
-        raise errors.CheckpointError(
-            f"{place}: {kind.__name__} has no field {unknown[0]!r}", fix=errors.closest(unknown[0], hints)
-        )
-    return kind(**{name: from_plain(hints[name], value[name], f"{place}.{name}") for name in value if name != "type"})

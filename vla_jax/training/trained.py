@@ -30,8 +30,9 @@ from vla_jax.nets.backbone import Encoder
 from vla_jax.nets.state_mlp import StateMLPConfig
 from vla_jax.policies.base import Policy
 from vla_jax.training import checkpoints
+from vla_jax.training.plain import from_plain, to_plain
 from vla_jax.training.quantize import quantize
-from vla_jax.training.recipe import AROUND_A_POLICY, Recipe, from_plain, to_plain
+from vla_jax.training.recipe import AROUND_A_POLICY, Recipe
 from vla_jax.training.tuning import Tuning, TuningConfig
 
 BASE = "base"  # in the metadata, where a part of the policy was frozen: which checkpoint it was read from
@@ -40,8 +41,9 @@ _BY_DATASET = "normalization_by_dataset"  # in the metadata, where every dataset
 
 
 def make_learner(recipe: Recipe) -> Learner:
-    """The learner a recipe names, around its policy and optimizer."""
+    """The learner a recipe names, around its policy and optimizers."""
     constructor, optimizer = recipe.policy.constructor(), recipe.optimizer.build()
+    base_optimizer = optimizer if recipe.base_optimizer is None else recipe.base_optimizer.build()
     tuning = None if recipe.tuning == TuningConfig() else Tuning(recipe.tuning, constructor)
     backbone, action_dim = recipe.policy.backbone, recipe.policy.decoder.action_dim
     match recipe.learner:
@@ -49,10 +51,10 @@ def make_learner(recipe: Recipe) -> Learner:
             return Imitation(constructor, optimizer, recipe.learner, tuning)
         case EXPOConfig():
             feature_dim = backbone.feature_dim + backbone.state_dim
-            return EXPO(constructor, action_dim, feature_dim, optimizer, optimizer, recipe.learner, tuning)
+            return EXPO(constructor, action_dim, feature_dim, optimizer, base_optimizer, recipe.learner, tuning)
         case PARLConfig(critic_sees=seen):
             feature_dim = backbone.state_dim + (backbone.feature_dim if seen == "features" else 0)
-            return PARL(constructor, action_dim, feature_dim, optimizer, optimizer, recipe.learner, tuning)
+            return PARL(constructor, action_dim, feature_dim, optimizer, base_optimizer, recipe.learner, tuning)
         case DQCConfig():
             goal_dim = 0 if recipe.recorded is None else len(recipe.recorded.goal_dims)
             return DQC(constructor, action_dim, backbone.feature_dim, goal_dim, optimizer, recipe.learner)

@@ -57,7 +57,7 @@ class ActorLearnerConfig:
 
 
 class Samples(Protocol):
-    """Demonstrations to draw from: a `HostBuffer` is one, `ResidentDemonstrations` another."""
+    """Demonstrations to draw from: a `HostBuffer` is one, `ResidentDemonstrations` and `RecordedRows` are others."""
 
     @property
     def size(self) -> int: ...
@@ -84,6 +84,24 @@ class ResidentDemonstrations:
         key = jax.random.key(int(rng.integers(1 << 31)))
         batch = _chunk_batch(self._trajectories, self._starts[horizon], key, shape, horizon)
         return batch.replace(extras={TAG: jnp.zeros(shape, bool)})
+
+
+class RecordedRows:
+    """Recorded rows as demonstrations; numpy, with what actors store as their observations."""
+
+    def __init__(self, rows: Transitions):
+        self._rows = rows.replace(extras={TAG: np.zeros(len(rows.rewards), bool)})
+
+    @property
+    def size(self) -> int:
+        return len(self._rows.rewards)
+
+    def sample(self, rng: np.random.Generator, shape: tuple[int, ...], num_rows: int = 1) -> Transitions:
+        """Raises ConfigError for several rows joined: what follows a recorded row is not known."""
+        if num_rows != 1:
+            raise errors.ConfigError("recorded rows: num_rows", expected=1, found=num_rows)
+        index = rng.integers(0, self.size, shape)
+        return jax.tree.map(lambda leaf: leaf[index], self._rows)
 
 
 _chunk_batch = jax.jit(resident.chunk_batch, static_argnums=(3, 4))

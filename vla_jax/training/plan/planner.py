@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from vla_jax.core import errors
+from vla_jax.training.plain import to_plain
 from vla_jax.training.plan import hlo, worker
 from vla_jax.training.plan.acting import Weights
 from vla_jax.training.plan.chips import Topology, parse_topology
 from vla_jax.training.plan.cost import Cost, analyze, as_fused_accelerator
 from vla_jax.training.plan.roofline import DEFAULT, Efficiency, StepTime, collective_time, step_time
-from vla_jax.training.recipe import Recipe, to_plain
+from vla_jax.training.recipe import Recipe
 
 MARGIN = 0.08  # of the memory, kept free for the runtime and for what the compiler did not foresee
 SECONDS_PER_DAY = 86_400

@@ -30,7 +30,7 @@ _TAIL = 2000  # characters of a worker's stderr in an error
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """`program` is a recipe as `recipe.to_plain` writes it, or {"reference": name} of `reference.py`."""
+    """`program` is a recipe as `plain.to_plain` writes it, or {"reference": name} of `reference.py`."""
 
     program: Mapping[str, Any]
     batch_size: int
@@ -95,10 +95,11 @@ def _answer(request: Request) -> dict[str, Any]:
     import jax
 
     from vla_jax.training import sharding
+    from vla_jax.training.plain import from_plain
     from vla_jax.training.plan import acting, reference
     from vla_jax.training.plan import program as programs
     from vla_jax.training.plan.chips import parse_topology
-    from vla_jax.training.recipe import Recipe, from_plain
+    from vla_jax.training.recipe import Recipe
 
     topology = parse_topology(request.topology)
     devices = programs.tpu_devices(topology) if request.compiler == "tpu" else jax.devices()
