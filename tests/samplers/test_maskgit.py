@@ -13,6 +13,7 @@ from vla_jax.samplers.maskgit import MaskedOptions, ReleasedOptions
 KEY = jax.random.key(0)
 B, L, K, T = 3, 14, 5, 6
 MASK = K
+ENDS = jnp.log(jnp.array([0.4, 0.15, 0.15, 0.15, 0.15]))
 LOGITS = 2 * jax.random.normal(KEY, (B, L, K))
 
 
@@ -116,6 +117,31 @@ def test_a_distribution_flatter_than_the_doubt_ends_at_its_likeliest_tokens():
     flat = 0.1 * LOGITS
     tokens, _ = run(MaskedOptions(num_rounds=T), lambda tokens: flat)
     np.testing.assert_array_equal(tokens, flat.argmax(-1))
+
+
+def test_the_likeliest_bin_may_be_an_end_although_most_of_the_mass_is_spread_over_the_middle():
+    """Bins finer than the data's noise mislead greedy decoders: 0.4 at one end, 0.15 in each of four inner bins."""
+    logits_fn = lambda tokens: jnp.broadcast_to(ENDS, (*tokens.shape, K))  # noqa: E731
+    greedy, _ = run(MaskedOptions(num_rounds=T), logits_fn, batch=500)
+    assert (greedy == 0).all()  # the draws are doubted, and the likeliest remain
+    drawn, _ = run(MaskedOptions(num_rounds=T, score="random", temperature="one", doubt=0.0), logits_fn, batch=500)
+    assert float((drawn == 0).mean()) == pytest.approx(0.4, abs=0.03)
+
+
+def test_rounds_keep_what_tokens_have_in_common_and_one_draw_averages_it_out():
+    """All tokens of a row are equal, 0 or 1: their sum's standard deviation is n / 2 in rounds, sqrt(n) / 2 at once."""
+    n = 9
+
+    def conditional(tokens):
+        known = jnp.where(tokens == MASK, -1, tokens).max(-1)[:, None]
+        two = jnp.where(known[..., None] < 0, 0.0, 40.0 * jax.nn.one_hot(known, 2))
+        two = jnp.broadcast_to(two, (*tokens.shape, 2))
+        return jnp.concatenate([two, jnp.full((*tokens.shape, K - 2), -40.0)], axis=-1)
+
+    one_by_one = MaskedOptions(num_rounds=n, schedule="linear", score="random", temperature="one", doubt=0.0)
+    together = ReleasedOptions(num_rounds=1)
+    spread = [run(each, conditional, length=n, batch=2000)[0].sum(-1).std() for each in (one_by_one, together)]
+    np.testing.assert_allclose(spread, [n / 2, n**0.5 / 2], rtol=0.06)
 
 
 def test_bad_counts_are_refused():
