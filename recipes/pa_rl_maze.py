@@ -3,6 +3,7 @@
     python scripts/reproduce_pa_rl.py --seeds 0 1 2 3 4                    # minutes per seed on one CPU core
 
 The paper's claim is that any policy may be trained so: `quick` takes the name of a class, and nothing else changes.
+`slow` has demonstrations that are nearly always too late, for classes whose imitation of `quick`'s is good already.
 `paper` has the sizes and counts of the released AntMaze configuration. What to expect is in docs/pa_rl.md.
 """
 
@@ -64,6 +65,11 @@ def quick(policy: str = "diffusion") -> Study:
         base_ema_decay=0.99,
     )
     return Study(POLICIES[policy], learner)
+
+
+def slow(policy: str = "diffusion") -> Study:
+    """`quick`, with slower demonstrations: a decoder that leaves their noise out is too late as well."""
+    return dataclasses.replace(quick(policy), demonstrator=DemonstratorConfig(speed=0.5))
 
 
 def paper() -> Study:

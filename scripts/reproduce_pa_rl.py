@@ -2,6 +2,7 @@
 
     python scripts/reproduce_pa_rl.py --seeds 0 1 2 3 4                         # a diffusion policy, all arms
     python scripts/reproduce_pa_rl.py --policies flow bins discrete_diffusion --arms pa_rl --seeds 0 1 2
+    python scripts/reproduce_pa_rl.py --table pa_rl_slow --policies discrete_diffusion --arms pa_rl --seeds 0 1 2
     python scripts/reproduce_pa_rl.py --judge                                   # the differences, from results/
 
 A seed changes demonstrations and all training; every arm of every seed is judged on the same 256 initial states. Each
@@ -12,6 +13,7 @@ import dataclasses
 import functools
 import time
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +39,7 @@ from vla_jax.learners.imitation import Imitation, ImitationConfig
 from vla_jax.learners.pa_rl import IQL, PARL, PARLConfig, PARLState, offline
 from vla_jax.losses.returns import monte_carlo_returns
 
-TABLE = "pa_rl"
+STUDIES = {"pa_rl": pa_rl_maze.quick, "pa_rl_slow": pa_rl_maze.slow}  # by their table
 EVALUATION_SEED, EPISODES = 1000, 256
 PROMPTS = PromptTable(jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool))
 CONSOLE = rich.console.Console(highlight=False)
@@ -57,6 +59,7 @@ ARMS = {
 
 @dataclasses.dataclass(frozen=True)
 class Options:
+    table: Literal["pa_rl", "pa_rl_slow"] = "pa_rl"  # a key of STUDIES
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     policies: tuple[str, ...] = ("diffusion",)
     arms: tuple[str, ...] = tuple(ARMS)
@@ -67,23 +70,26 @@ class Options:
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     if options.judge:
-        return print_verdict(results.load_table(Path(options.results), TABLE))
+        return print_verdict(results.load_table(Path(options.results), options.table))
     runtime.enable_compile_cache()
     for seed in options.seeds:
         for policy in options.policies:
-            results.append(Path(options.results), f"{policy}_seed{seed}", run(policy, seed, options.arms))
+            results.append(
+                Path(options.results), f"{policy}_seed{seed}", run(options.table, policy, seed, options.arms)
+            )
 
 
-def run(policy: str, seed: int, arms: tuple[str, ...]) -> list[results.Entry]:
+def run(table: str, policy: str, seed: int, arms: tuple[str, ...]) -> list[results.Entry]:
     """All arms of one policy class and seed."""
-    study = pa_rl_maze.quick(policy)
+    study = STUDIES[table](policy)
     env = study.env.make(PROMPTS)
+    report = functools.partial(judge, table, study, env, seed)
     demonstrations = as_buffer(study, record(study, env, seed))
     constructor = study.policy.constructor()
     imitation = Imitation(constructor, optax.adam(study.imitation_lr), ImitationConfig(ema_decay=0.995))
     began = time.monotonic()
     base = imitate(study, imitation, demonstrations, keys.stream(seed, "imitation"))
-    entries = judge(f"{policy}_imitation", imitation, base, study, env, seed, time.monotonic() - began, 0)
+    entries = report(f"{policy}_imitation", imitation, base, time.monotonic() - began, 0)
     trained: dict[PARLConfig, PARLState] = {}
     for arm in arms:
         config, began = ARMS[arm](study.learner), time.monotonic()
@@ -94,13 +100,13 @@ def run(policy: str, seed: int, arms: tuple[str, ...]) -> list[results.Entry]:
             fresh = learner.with_base(learner.init(keys.stream(seed, "critic")), base, keys.stream(seed, "adapters"))
             trained[critic_config] = train_critic(study, learner, fresh, demonstrations, keys.stream(seed, "offline"))
             if arm == "pa_rl":
-                row, actor = f"{policy}_critic_only", learner.actor(trained[critic_config])
-                entries += judge(row, learner, actor, study, env, seed, time.monotonic() - began, 0)
+                actor = learner.actor(trained[critic_config])
+                entries += report(f"{policy}_critic_only", learner, actor, time.monotonic() - began, 0)
         state, env_steps = experience(
             study, env, learner, learner.reset_optimizers(trained[critic_config]), demonstrations, seed
         )
         seconds = time.monotonic() - began
-        entries += judge(f"{policy}_{arm}", learner, learner.actor(state), study, env, seed, seconds, int(env_steps))
+        entries += report(f"{policy}_{arm}", learner, learner.actor(state), seconds, int(env_steps))
     return entries
 
 
@@ -262,7 +268,7 @@ def collect(
 # --- results ----------------------------------------------------------------------------------------------------------
 
 
-def judge(row, learner, actor, study, env, seed, seconds, env_steps) -> list[results.Entry]:
+def judge(table, study, env, seed, row, learner, actor, seconds, env_steps) -> list[results.Entry]:
     """Success of what acts and, for PA-RL, of one sample of the policy alone."""
     account = manifest.manifest(seeds=(seed,), recipe=study)
     account["cost"] = {"env_steps": env_steps, "train_seconds": round(seconds, 1)}
@@ -276,7 +282,7 @@ def judge(row, learner, actor, study, env, seed, seconds, env_steps) -> list[res
     for cell, act in acts.items():
         rollout = Rollout(env, act, pa_rl_maze.HORIZON)
         episodes = rollout.evaluate(actor, jax.random.key(EVALUATION_SEED), EPISODES, EPISODES)
-        place = dict(table=TABLE, row=row, cell=cell, seed=seed, env_name=env.spec.name)
+        place = dict(table=table, row=row, cell=cell, seed=seed, env_name=env.spec.name)
         entries.append(results.from_episodes(episodes, **place, manifest=account))
         CONSOLE.print(f"  seed {seed}, {row}: {cell} {entries[-1].mean:.1%}, {seconds:.0f} s, {env_steps} steps")
     return entries

@@ -34,9 +34,9 @@ def tiny(policy="diffusion"):
 
 def test_an_arm_runs_through_all_phases_and_fills_its_cells(monkeypatch):
     study = tiny()
-    monkeypatch.setattr(reproduce_pa_rl.pa_rl_maze, "quick", lambda policy: study)
+    monkeypatch.setitem(reproduce_pa_rl.STUDIES, "pa_rl", lambda policy: study)
     monkeypatch.setattr(reproduce_pa_rl, "EPISODES", 4)
-    entries = reproduce_pa_rl.run("diffusion", 0, ("pa_rl",))
+    entries = reproduce_pa_rl.run("pa_rl", "diffusion", 0, ("pa_rl",))
     found = {(entry.row, entry.cell) for entry in entries}
     rows = ("critic_only", "pa_rl")
     expected = {(f"diffusion_{row}", cell) for row in rows for cell in ("success_rate", "policy_alone")}
@@ -68,6 +68,17 @@ def test_experience_is_whole_episodes_with_the_returns_they_reached(policy):
     np.testing.assert_allclose(rows.extras["mc_return"], -1 / (1 - study.learner.discount), rtol=1e-4)
     now, following = (x.state.reshape(decisions, 2, 2) for x in (rows.observation, rows.next_observation))
     np.testing.assert_array_equal(now[1:], following[:-1])
+
+
+def test_slow_demonstrations_are_all_that_the_second_table_changes():
+    for policy in pa_rl_maze.POLICIES:
+        quick, slow = pa_rl_maze.quick(policy), pa_rl_maze.slow(policy)
+        assert slow.demonstrator.speed < quick.demonstrator.speed
+        assert dataclasses.replace(slow, demonstrator=quick.demonstrator) == quick
+    named = {spec: {row.name for row in table_specs.TABLES[spec].rows} for spec in reproduce_pa_rl.STUDIES}
+    assert named["pa_rl_slow"] == {
+        f"{policy}_{arm}" for policy in pa_rl_maze.POLICIES for arm in ("imitation", "critic_only", "pa_rl")
+    }
 
 
 def test_returns_of_demonstrations_are_those_of_counting_steps():

@@ -103,6 +103,30 @@ _DISCRETE_DIFFUSION_PLACE = TableSpec(
     "observation; the third and fourth are trained on demonstrations that are disturbed by a quarter of the noise.",
 )
 
+_DISCRETE_DIFFUSION_PLACE_CHUNKS = TableSpec(
+    name="discrete_diffusion_place_chunks",
+    title="Chunks on tabletop/place, by how they are decoded",
+    columns=(
+        Column("error_of_mean", "mean of 16 draws to the demonstration, mm", "plain"),
+        Column("spread", "draws around their mean, mm", "plain"),
+        Column("nats", "nats per masked token", "plain"),
+    ),
+    rows=(
+        *_DISCRETE_DIFFUSION_PLACE.rows[:5],
+        *(
+            Row(f"masked_{share}", f"{title} masked")
+            for share, title in (
+                *((1.0, "all"), (0.75, "three quarters"), (0.5, "half"), (0.25, "a quarter")),
+                (0.025, "one token"),
+            )
+        ),
+    ),
+    seeds=(0, 1, 2),
+    episodes=512,
+    note="Frames of demonstrations that were not trained on. Distances are of the hand's displacement over the four "
+    "steps that are run.",
+)
+
 _PA_RL_ARMS = {
     "imitation": "imitation",
     "critic_only": "PA-RL before experience: critic from demonstrations, frozen policy",
@@ -141,9 +165,7 @@ _PA_RL_SLOW = TableSpec(
     name="pa_rl_slow",
     title="PA-RL in the maze of a point, demonstrations that are nearly always too late",
     columns=_PA_RL_COLUMNS,
-    rows=tuple(
-        _pa_rl_row(policy, arm) for policy in _PA_RL_POLICIES for arm in ("imitation", "critic_only", "pa_rl")
-    ),
+    rows=tuple(_pa_rl_row(policy, arm) for policy in _PA_RL_POLICIES for arm in ("imitation", "critic_only", "pa_rl")),
     seeds=(0, 1, 2),
     episodes=256,
     note="As in the table pa_rl, with a slower demonstrator.",
@@ -279,6 +301,7 @@ _SPECS = (
     _LIBERO_OBJECT,
     _DISCRETE_DIFFUSION,
     _DISCRETE_DIFFUSION_PLACE,
+    _DISCRETE_DIFFUSION_PLACE_CHUNKS,
     _EXPO,
     _PA_RL,
     _PA_RL_SLOW,
