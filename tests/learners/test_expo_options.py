@@ -50,7 +50,7 @@ def test_one_sample_of_a_base_that_does_nothing_gives_sacs_target_in_the_range_o
     x = jnp.concatenate([nothing.features, jnp.zeros((B, H * A))], -1)[:, None]
     action = net.sample(edit_key, x)[0].reshape(B, H, A)
     q = functional.apply_ensemble(
-        learner.critic, state.target_critic["heads"], lambda critic: critic(nothing.features, action)
+        learner.ensemble.net, state.target_critic["heads"], lambda critic: critic(nothing.features, action)
     )
     returns, factor = td.chunk_return(batch.rewards, batch.discounts, batch.action_mask, 0.99)
     found = learner.targets(state, KEY, batch, nothing)
@@ -63,7 +63,7 @@ def test_one_sample_without_edit_evaluates_the_base_itself():
     state, batch = learner.init(KEY), one(transitions(KEY))
     following = Embedded(batch.next_observation.features, batch.next_observation.candidates[:, :1])
     q = functional.apply_ensemble(
-        learner.critic,
+        learner.ensemble.net,
         state.target_critic["heads"],
         lambda critic: critic(following.features, following.candidates[:, 0]),
     )

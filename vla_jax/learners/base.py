@@ -4,13 +4,18 @@ A learner is a frozen dataclass of config and static modules. `update` is pure, 
 it. Learners get batches; where those come from is the business of `training/sources.py`.
 """
 
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
+import jax
+import jax.numpy as jnp
+import optax
 from flax import struct
 from jaxtyping import Array, Float, Int, Key
 
 from vla_jax.core.types import Metrics, Observation, Params
 
+State = TypeVar("State")
 Memory = Any  # what an actor carries between calls, a pytree with leading batch axes; () when nothing
 
 
@@ -46,3 +51,22 @@ class HasFrozen(Protocol):
     def without_frozen(self, state: Any) -> Any:
         """The state that a checkpoint holds; `actor` of it is what a checkpoint holds for acting."""
         ...
+
+
+def apply_gradients(state: State, optimizer: optax.GradientTransformation, name: str, grads: Params) -> State:
+    """One step of the part `name` of a state whose `params` and `opt_state` are by part."""
+    updates, opt_state = optimizer.update(grads, state.opt_state[name], state.params[name])
+    params = {**state.params, name: optax.apply_updates(state.params[name], updates)}
+    return state.replace(params=params, opt_state={**state.opt_state, name: opt_state})
+
+
+def scan_updates(
+    step: Callable[[State, tuple[Key[Array, ""], Any]], tuple[State, Metrics]],
+    state: State,
+    key: Key[Array, ""],
+    batch: Any,
+) -> tuple[State, Metrics]:
+    """`step(state, (key, rows))` on the entries of the batch's first axis, one after another; mean metrics."""
+    keys = jax.random.split(key, jax.tree.leaves(batch)[0].shape[0])
+    state, metrics = jax.lax.scan(step, state, (keys, batch))
+    return state, jax.tree.map(jnp.mean, metrics)

@@ -36,13 +36,15 @@ from flax import nnx, struct
 from jaxtyping import Array, Float, Int, Key
 
 from vla_jax.core import errors, functional
-from vla_jax.core.types import Demonstrations, Metrics, Observation, Params, Transitions
-from vla_jax.learners.tunable import Tunable, Tuning
-from vla_jax.losses import entropy, td
+from vla_jax.core.types import Metrics, Observation, Params, Transitions
+from vla_jax.learners.base import apply_gradients, scan_updates
+from vla_jax.learners.critic_ensemble import CriticEnsemble, bootstrap
+from vla_jax.learners.tunable import KeepsFrozen, Tunable, Tuning
+from vla_jax.losses import entropy
 from vla_jax.nets import critics
 from vla_jax.nets.chunk_edit import ChunkEdit
 from vla_jax.policies.base import HasPrefix, Policy, require
-from vla_jax.samplers.best_of import best_of
+from vla_jax.samplers.best_of import best_of, softmax_of
 
 BaseCopy = Literal["online", "average"]
 CriticCopy = Literal["online", "target"]
@@ -114,7 +116,7 @@ class EXPOState(struct.PyTreeNode):
 
 
 @dataclasses.dataclass(frozen=True)
-class EXPO:
+class EXPO(KeepsFrozen):
     policy: Callable[[nnx.Rngs], Policy]
     action_dim: int
     feature_dim: int  # the policy's features and the robot state, or those of `encoder`
@@ -130,8 +132,10 @@ class EXPO:
         return Tunable(self.policy, self.tuning)
 
     @cached_property
-    def critic(self) -> functional.Net[critics.ChunkCritic]:
-        return functional.describe(self._make_critic)[0]
+    def ensemble(self) -> CriticEnsemble:
+        config = critics.CriticConfig(self.config.hidden_dims)
+        shape = (self.feature_dim, self.config.execution_horizon, self.action_dim)
+        return CriticEnsemble(*shape, self.config.num_critics, config)
 
     @cached_property
     def edit(self) -> functional.Net[ChunkEdit]:
@@ -155,40 +159,26 @@ class EXPO:
     def init(self, key: Key[Array, ""], example_batch: Transitions | None = None) -> EXPOState:
         """A state around a fresh base; `with_base` gives it a pretrained one."""
         base_key, critic_key, edit_key, encoder_key = jax.random.split(key, 4)
-        _, base_params = functional.init(self.policy, base_key)
-        require(self.base.net.bind(base_params), HasPrefix)
-        frozen, base_params = self.base.split(jax.random.fold_in(base_key, 1), base_params)
-        _, heads = functional.init_ensemble(self._make_critic, critic_key, self.config.num_critics)
+        _, base = functional.init(self.policy, base_key)
+        require(self.base.net.bind(base), HasPrefix)
         encoder = {} if self.encoder is None else functional.init(self.encoder, encoder_key)[1]
-        critic = {"heads": heads, "encoder": encoder}
+        critic = {"heads": self.ensemble.init(critic_key), "encoder": encoder}
         _, edit = functional.init(self._make_edit, edit_key)
         log_temperature = jnp.log(jnp.asarray(self.config.initial_temperature, jnp.float32))
-        params = {"base": base_params, "critic": critic, "edit": edit, "log_temperature": log_temperature}
-        trained = {name: params[name] for name in ("critic", "edit", "log_temperature")}
+        trained = {"critic": critic, "edit": edit, "log_temperature": log_temperature}
         opt_state = {name: self.optimizer.init(tree) for name, tree in trained.items()}
-        if self.config.base == "imitation":
-            opt_state["base"] = self.base_optimizer.init(base_params)
-        # copies: donated buffers may not alias
-        ema_base = jax.tree.map(jnp.copy, base_params) if self.config.base == "imitation" else {}
-        target_critic = jax.tree.map(jnp.copy, critic)
-        return EXPOState(jnp.zeros((), jnp.int32), params, ema_base, target_critic, opt_state, frozen)
+        target_critic = jax.tree.map(jnp.copy, critic)  # donated buffers may not alias
+        state = EXPOState(jnp.zeros((), jnp.int32), {"base": {}, **trained}, {}, target_critic, opt_state)
+        return self.with_base(state, base, jax.random.fold_in(base_key, 1))
 
     def with_base(self, state: EXPOState, base: Params, key: Key[Array, ""]) -> EXPOState:
-        """The state with a pretrained policy in place of the fresh one; `key` is for adapters."""
+        """The state with a pretrained policy and a fresh optimizer of it; `key` is for adapters."""
         frozen, trained = self.base.split(key, base)
-        ema_base = jax.tree.map(jnp.copy, trained) if self.config.base == "imitation" else {}
-        return state.replace(params={**state.params, "base": trained}, ema_base=ema_base, frozen=frozen)
-
-    def with_frozen(self, state: EXPOState, base: Params) -> EXPOState:
-        """A state from a checkpoint with the part that never changed, of the policy that the run started from."""
-        return state.replace(frozen=self.base.freeze(base))
-
-    def without_frozen(self, state: EXPOState) -> EXPOState:
-        return state.replace(frozen={})
-
-    def _make_critic(self, rngs: nnx.Rngs) -> critics.ChunkCritic:
-        config = critics.CriticConfig(self.config.hidden_dims)
-        return critics.ChunkCritic(self.feature_dim, self.config.execution_horizon, self.action_dim, config, rngs)
+        state = state.replace(params={**state.params, "base": trained}, frozen=frozen)
+        if self.config.base == "frozen":
+            return state
+        opt_state = {**state.opt_state, "base": self.base_optimizer.init(trained)}
+        return state.replace(ema_base=jax.tree.map(jnp.copy, trained), opt_state=opt_state)
 
     def _make_edit(self, rngs: nnx.Rngs) -> ChunkEdit:
         config = self.config
@@ -227,10 +217,9 @@ class EXPO:
         return jnp.concatenate([base, edited], axis=1)
 
     def actor(self, state: EXPOState) -> Params:
-        averaged = self.config.base == "imitation" and self.config.acting_base == "average"
         is_target = self.config.acting_critic == "target"
         return {
-            "base": self.base.pack(state.frozen, state.ema_base if averaged else state.params["base"]),
+            "base": self._base(state, self.config.acting_base),
             "edit": state.params["edit"],
             "encoder": state.params["critic"]["encoder"],  # of the edit, which was trained with it
             "critic": state.target_critic if is_target else state.params["critic"],
@@ -284,17 +273,13 @@ class EXPO:
         Each round makes all its critic updates and then, on its last minibatch, one update of the edit, one of the
         temperature and (unless it is frozen) one of the base.
         """
-        num_rounds = batch.rewards.shape[0]
-        state, metrics = jax.lax.scan(self._round, state, (jax.random.split(key, num_rounds), batch))
-        return state, jax.tree.map(jnp.mean, metrics)
+        return scan_updates(self._round, state, key, batch)
 
     def _round(self, state: EXPOState, inputs) -> tuple[EXPOState, Metrics]:
         key, batch = inputs
         critic_key, edit_key, base_key = jax.random.split(key, 3)
-        critic_keys = jax.random.split(critic_key, batch.rewards.shape[0])
-        state, critic_metrics = jax.lax.scan(self._critic_step, state, (critic_keys, batch))
+        state, metrics = scan_updates(self._critic_step, state, critic_key, batch)
         last = jax.tree.map(lambda leaf: leaf[-1], batch)
-        metrics = jax.tree.map(jnp.mean, critic_metrics)
         if self.config.edited:
             state, edit_metrics = self._edit_step(state, edit_key, last)
             metrics |= edit_metrics
@@ -312,10 +297,10 @@ class EXPO:
 
         def loss(params: Params):
             q_values = self._q_values(params["heads"], self.look(params["encoder"], now), batch.actions)
-            return td.squared_error(q_values, targets).mean(), q_values.mean()
+            return self.ensemble.td_loss(q_values, targets).mean(), q_values.mean()
 
         (value, mean_q), grads = jax.value_and_grad(loss, has_aux=True)(state.params["critic"])
-        state = self._apply(state, "critic", grads)
+        state = apply_gradients(state, self.optimizer, "critic", grads)
         rate = self.config.target_update_rate
         target_critic = optax.incremental_update(state.params["critic"], state.target_critic, rate)
         metrics = {"critic/loss": value, "critic/q_values": mean_q, "critic/targets": targets.mean()}
@@ -335,18 +320,15 @@ class EXPO:
             choosing = state.target_critic if config.target_choice == "target" else state.params["critic"]
             scores = self.score(choosing, select_key, following, candidates)
             if config.backup == "softmax":
-                log_probs = jax.nn.log_softmax(config.softmax_sharpness * scores)
-                drawn = jax.random.categorical(choice_key, log_probs)
-                scores = jax.nn.one_hot(drawn, log_probs.shape[1])
-                entropy_of_drawn = -jnp.take_along_axis(log_probs, drawn[:, None], axis=1)[:, 0]
-                bonus = jnp.exp(state.params["log_temperature"]) * entropy_of_drawn
-            chosen = best_of(candidates, scores)
+                chosen, surprise = softmax_of(choice_key, candidates, scores, config.softmax_sharpness)
+                bonus = jnp.exp(state.params["log_temperature"]) * surprise
+            else:
+                chosen = best_of(candidates, scores)
         # a second random subset, drawn with its own key, judges what the first one chose
         value = self.score(state.target_critic, value_key, following, chosen) + bonus
-        if self.config.value_range is not None:
-            value = jnp.clip(value, *self.config.value_range)
-        returns, factor = td.chunk_return(batch.rewards, batch.discounts, batch.action_mask, self.config.discount)
-        return returns + factor * value
+        if config.value_range is not None:
+            value = jnp.clip(value, *config.value_range)
+        return bootstrap(batch.rewards, batch.discounts, batch.action_mask, config.discount, value)
 
     def _edit_step(self, state: EXPOState, key: Key[Array, ""], batch: Transitions) -> tuple[EXPOState, Metrics]:
         """The edit of the action in the buffer (not of a fresh sample) towards higher value; then its temperature."""
@@ -361,14 +343,13 @@ class EXPO:
             return entropy.soft_policy_loss(log_prob, q_values, temperature).mean(), (log_prob, actions)
 
         (value, (log_prob, actions)), grads = jax.value_and_grad(edit_loss, has_aux=True)(state.params["edit"])
-        state = self._apply(state, "edit", grads)
+        state = apply_gradients(state, self.optimizer, "edit", grads)
 
         def temperature_loss(log_temperature):
-            return entropy.temperature_loss(
-                jnp.exp(log_temperature), jax.lax.stop_gradient(log_prob), self.target_entropy
-            ).mean()
+            return entropy.temperature_loss(jnp.exp(log_temperature), log_prob, self.target_entropy).mean()
 
-        state = self._apply(state, "log_temperature", jax.grad(temperature_loss)(state.params["log_temperature"]))
+        grads = jax.grad(temperature_loss)(state.params["log_temperature"])
+        state = apply_gradients(state, self.optimizer, "log_temperature", grads)
         metrics = {
             "edit/loss": value,
             "edit/size": jnp.abs(actions - batch.actions).mean(),
@@ -388,24 +369,14 @@ class EXPO:
             weight = batch.extras["success"].astype(jnp.float32)
 
         def loss(params: Params):
-            policy = self.base.bind(self.base.pack(state.frozen, self.base.cast(params)))
-            pad = policy.action_horizon - self.config.execution_horizon
-            actions = jnp.pad(batch.actions, ((0, 0), (0, pad), (0, 0)))
-            mask = jnp.pad(
-                jnp.broadcast_to(batch.action_mask[..., None], batch.actions.shape), ((0, 0), (0, pad), (0, 0))
-            )
-            losses = policy.loss(key, Demonstrations(batch.observation, actions, mask, weight))[0]
+            rows = (batch.observation, batch.actions, batch.action_mask, weight)
+            losses = self.base.losses(state.frozen, params, key, *rows)
             return (weight * losses).sum() / jnp.maximum(weight.sum(), 1)
 
         value, grads = jax.value_and_grad(loss)(state.params["base"])
-        updates, opt_state = self.base_optimizer.update(grads, state.opt_state["base"], state.params["base"])
-        base = optax.apply_updates(state.params["base"], updates)
-        state = state.replace(
-            params={**state.params, "base": base},
-            ema_base=functional.ema(state.ema_base, base, self.config.base_ema_decay),
-            opt_state={**state.opt_state, "base": opt_state},
-        )
-        return state, {"base/loss": value}
+        state = apply_gradients(state, self.base_optimizer, "base", grads)
+        ema_base = functional.ema(state.ema_base, state.params["base"], self.config.base_ema_decay)
+        return state.replace(ema_base=ema_base), {"base/loss": value}
 
     # --- parts ----------------------------------------------------------------------------------------------------
 
@@ -414,16 +385,13 @@ class EXPO:
     ) -> Embedded:
         if isinstance(observation, Embedded):
             return observation
-        averaged = self.config.base == "imitation" and copy == "average"
-        base = self.base.pack(state.frozen, state.ema_base if averaged else state.params["base"])
-        return jax.lax.stop_gradient(self.embed(base, key, observation))
+        return jax.lax.stop_gradient(self.embed(self._base(state, copy), key, observation))
+
+    def _base(self, state: EXPOState, copy: BaseCopy) -> Params:
+        averaged = self.config.base == "imitation" and copy == "average"  # a frozen base is its own average
+        return self.base.pack(state.frozen, state.ema_base if averaged else state.params["base"])
 
     def _q_values(
         self, heads: Params, features: Float[Array, "b f"], actions: Float[Array, "b *n h a"]
     ) -> Float[Array, "e b *n"]:
-        return functional.apply_ensemble(self.critic, heads, lambda critic: critic(features, actions))
-
-    def _apply(self, state: EXPOState, name: str, grads) -> EXPOState:
-        updates, opt_state = self.optimizer.update(grads, state.opt_state[name], state.params[name])
-        params = {**state.params, name: optax.apply_updates(state.params[name], updates)}
-        return state.replace(params=params, opt_state={**state.opt_state, name: opt_state})
+        return self.ensemble.q_values(heads, features, actions)

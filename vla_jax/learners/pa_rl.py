@@ -31,9 +31,10 @@ from flax import nnx, struct
 from jaxtyping import Array, Float, Int, Key
 
 from vla_jax.core import errors, functional
-from vla_jax.core.types import Demonstrations, Metrics, Observation, Params, Transitions
+from vla_jax.core.types import Metrics, Observation, Params, Transitions
+from vla_jax.learners.base import apply_gradients, scan_updates
 from vla_jax.learners.critic_ensemble import Conservative, CriticEnsemble, HLGauss, bootstrap, uniform_actions
-from vla_jax.learners.tunable import Tunable, Tuning
+from vla_jax.learners.tunable import KeepsFrozen, Tunable, Tuning
 from vla_jax.losses import regression
 from vla_jax.nets import critics
 from vla_jax.policies.base import HasPrefix, Policy, require
@@ -104,7 +105,7 @@ class PARLState(struct.PyTreeNode):
 
 
 @dataclasses.dataclass(frozen=True)
-class PARL:
+class PARL(KeepsFrozen):
     """`batch.extras` may hold `candidates` and `next_candidates` ("b n h a", the policy's samples made before): then
     nothing is sampled, which pays where the policy is large or frozen. Cal-QL asks for `mc_return`."""
 
@@ -157,13 +158,6 @@ class PARL:
             params={**state.params, "base": trained}, ema_base=jax.tree.map(jnp.copy, trained), frozen=frozen
         )
         return self.reset_optimizers(state)
-
-    def with_frozen(self, state: PARLState, base: Params) -> PARLState:
-        """A state from a checkpoint with the part that never changed, of the policy that the run started from."""
-        return state.replace(frozen=self.base.freeze(base))
-
-    def without_frozen(self, state: PARLState) -> PARLState:
-        return state.replace(frozen={})
 
     def reset_optimizers(self, state: PARLState) -> PARLState:
         """All moments forgotten, as the released code does between the offline and the online phase."""
@@ -241,9 +235,7 @@ class PARL:
         Each round makes `policy_updates` of the policy, on the first minibatches over and over, and then all its critic
         updates. `update_policy` and `update_critic` are there for batches of different sources.
         """
-        num_rounds = batch.rewards.shape[0]
-        state, metrics = jax.lax.scan(self._round, state, (jax.random.split(key, num_rounds), batch))
-        return state, jax.tree.map(jnp.mean, metrics)
+        return scan_updates(self._round, state, key, batch)
 
     def _round(self, state: PARLState, inputs) -> tuple[PARLState, Metrics]:
         key, batch = inputs
@@ -275,12 +267,8 @@ class PARL:
         targets = jax.lax.stop_gradient(targets)
 
         def loss(params: Params) -> Float[Array, ""]:
-            policy = self.base.bind(self.base.pack(state.frozen, self.base.cast(params)))
-            # what lies past the executed part of a chunk is masked
-            pad = ((0, 0), (0, policy.action_horizon - self.config.execution_horizon), (0, 0))
-            actions, mask = jnp.pad(targets, pad), jnp.pad(jnp.ones(targets.shape, bool), pad)
-            demonstrations = Demonstrations(batch.observation, actions, mask, jnp.ones(actions.shape[0]))
-            return policy.loss(loss_key, demonstrations)[0].mean()
+            mask, weight = jnp.ones(targets.shape[:2], bool), jnp.ones(targets.shape[0])
+            return self.base.losses(state.frozen, params, loss_key, batch.observation, targets, mask, weight).mean()
 
         value, grads = jax.value_and_grad(loss)(state.params["base"])
         state = self._apply(state, "base", grads)
@@ -373,9 +361,7 @@ class PARL:
         return self.base_optimizer if name == "base" else self.optimizer
 
     def _apply(self, state: PARLState, name: str, grads: Params) -> PARLState:
-        updates, opt_state = self._optimizer(name).update(grads, state.opt_state[name], state.params[name])
-        params = {**state.params, name: optax.apply_updates(state.params[name], updates)}
-        return state.replace(params=params, opt_state={**state.opt_state, name: opt_state})
+        return apply_gradients(state, self._optimizer(name), name, grads)
 
 
 def _mc_return(batch: Transitions) -> Float[Array, "b"]:

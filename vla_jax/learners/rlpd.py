@@ -30,6 +30,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from vla_jax.core import errors, functional, images
 from vla_jax.core.types import Metrics, Observation, Params, Transitions
+from vla_jax.learners.base import apply_gradients, scan_updates
 from vla_jax.losses import entropy, td
 from vla_jax.nets import critics
 from vla_jax.nets.mlp import Activation, Norm
@@ -209,9 +210,7 @@ class RLPD:
 
     def update(self, state: RLPDState, key: Key[Array, ""], batch: Transitions) -> tuple[RLPDState, Metrics]:
         """Rounds of critic updates, each with one update of actor and temperature after them."""
-        num_rounds = batch.rewards.shape[0]
-        state, metrics = jax.lax.scan(self._round, state, (jax.random.split(key, num_rounds), batch))
-        return state, jax.tree.map(jnp.mean, metrics)
+        return scan_updates(self._round, state, key, batch)
 
     def _round(self, state: RLPDState, inputs) -> tuple[RLPDState, Metrics]:
         key, batch = inputs
@@ -220,11 +219,10 @@ class RLPD:
             now = images.crop_observation(now_key, batch.observation, self.config.crop_pad)
             following = images.crop_observation(next_key, batch.next_observation, self.config.crop_pad)
             batch = batch.replace(observation=now, next_observation=following)
-        critic_keys = jax.random.split(critic_key, batch.rewards.shape[0])
-        state, critic_metrics = jax.lax.scan(self._critic_step, state, (critic_keys, batch))
+        state, critic_metrics = scan_updates(self._critic_step, state, critic_key, batch)
         seen = batch if self.config.actor_batch == "all" else jax.tree.map(lambda leaf: leaf[-1:], batch)
         state, actor_metrics = self._actor_step(state, actor_key, seen)
-        return state.replace(step=state.step + 1), jax.tree.map(jnp.mean, critic_metrics) | actor_metrics
+        return state.replace(step=state.step + 1), critic_metrics | actor_metrics
 
     def _critic_step(self, state: RLPDState, inputs) -> tuple[RLPDState, Metrics]:
         key, batch = inputs
@@ -345,9 +343,7 @@ class RLPD:
         return flat.reshape(flat.shape[0], self.config.action_horizon, self.action_dim)
 
     def _apply(self, state: RLPDState, name: str, grads) -> RLPDState:
-        updates, opt_state = self.optimizer.update(grads, state.opt_state[name], state.params[name])
-        params = {**state.params, name: optax.apply_updates(state.params[name], updates)}
-        return state.replace(params=params, opt_state={**state.opt_state, name: opt_state})
+        return apply_gradients(state, self.optimizer, name, grads)
 
 
 def _inverse(temperature: float, form: Literal["softplus", "exp"]) -> float:

@@ -25,7 +25,6 @@ from vla_jax.envs.base import EnvSpec, EnvState
 from vla_jax.envs.planar.base import ACTION_NAMES, Outcome, PlanarEnv
 from vla_jax.envs.wrappers import BatchedEnv, ChunkedEnv
 
-STEP = 0.1  # of the point, at an action entry of 1
 START = 0.1  # half the side of the box it starts in
 
 
@@ -33,12 +32,19 @@ START = 0.1  # half the side of the box it starts in
 class ReachConfig:
     goal: tuple[float, float] = (0.6, 0.4)
     radius: float = 0.04
+    stride: float = 0.1  # of the point per control step, at an action entry of 1
     episode_length: int = 16  # control steps; the goal is six away
 
     def __post_init__(self):
-        if self.radius <= 0 or max(map(abs, self.goal)) > 1 or max(map(abs, self.goal)) <= START + self.radius:
+        if (
+            min(self.radius, self.stride) <= 0
+            or max(map(abs, self.goal)) > 1
+            or max(map(abs, self.goal)) <= START + self.radius
+        ):
             raise errors.ConfigError(
-                "ReachConfig", expected="a radius above 0, goals inside the square and outside the start", found=self
+                "ReachConfig",
+                expected="a radius and a stride above 0, goals inside the square and outside the start",
+                found=self,
             )
 
     @property
@@ -54,7 +60,7 @@ class DemonstratorConfig:
     """How the demonstrations fall short of the goal."""
 
     aim_range: tuple[float, float] = (0.05, 0.15)  # distance of an episode's aim from its goal
-    shift: tuple[float, float] = (0.0, 0.0)  # of every aim, towards the middle; in steps, that is in units of actions
+    shift: tuple[float, float] = (0.0, 0.0)  # of every aim, towards the middle; in strides, that is in units of actions
     noise: float = 0.1  # standard deviation on every action entry
 
 
@@ -78,7 +84,7 @@ class ReachEnv(PlanarEnv):
         return jax.random.uniform(key, (2,), minval=-START, maxval=START)
 
     def move(self, physics: Float[Array, "2"], action: Float[Array, "2"]) -> Float[Array, "2"]:
-        return jnp.clip(physics + STEP * action, -1, 1)
+        return jnp.clip(physics + self.config.stride * action, -1, 1)
 
     def judge(self, physics: Float[Array, "2"], following: Float[Array, "2"]) -> Outcome:
         goal = jnp.array(self.config.goal)
@@ -93,12 +99,12 @@ class ReachEnv(PlanarEnv):
     def expert(self, state: EnvState) -> Float[Array, "2"]:
         """Straight to the goal that is nearer."""
         goal = jnp.array(self.config.goal)
-        return toward(state.physics, jnp.where(state.physics @ goal >= 0, goal, -goal))
+        return toward(state.physics, jnp.where(state.physics @ goal >= 0, goal, -goal), self.config.stride)
 
 
-def toward(position: Float[Array, "2"], aim: Float[Array, "2"]) -> Float[Array, "2"]:
+def toward(position: Float[Array, "2"], aim: Float[Array, "2"], stride: float) -> Float[Array, "2"]:
     """The action that goes straight to `aim`, as fast as the larger entry allows."""
-    wanted = (aim - position) / STEP
+    wanted = (aim - position) / stride
     return wanted / jnp.maximum(jnp.abs(wanted).max(), 1.0)
 
 
@@ -114,7 +120,7 @@ def demonstrate(
     states = side_by_side.reset(jax.random.split(reset_key, num_episodes))
 
     def step(states, key):
-        planned = jax.vmap(toward)(states.physics, aims)
+        planned = jax.vmap(toward, (0, 0, None))(states.physics, aims, env.config.stride)
         actions = jnp.clip(planned + config.noise * jax.random.normal(key, planned.shape), -1, 1)[:, None]
         chunk = side_by_side.step(states, actions)
         before, after = side_by_side.observe(states), side_by_side.observe(chunk.state)
@@ -132,5 +138,5 @@ def _aim(env: ReachConfig, config: DemonstratorConfig, key: Key[Array, ""]) -> F
     angle = jax.random.uniform(angle_key, maxval=2 * jnp.pi)
     distance = jax.random.uniform(distance_key, minval=config.aim_range[0], maxval=config.aim_range[1])
     around = distance * jnp.stack([jnp.cos(angle), jnp.sin(angle)])
-    inward = STEP * jnp.array(config.shift) * jnp.sign(jnp.array(env.goal))
+    inward = env.stride * jnp.array(config.shift) * jnp.sign(jnp.array(env.goal))
     return side * (jnp.array(env.goal) - inward) + around
