@@ -26,9 +26,10 @@ from jaxtyping import Array, Bool, Float, Key
 from vla_jax.core import errors, keys
 from vla_jax.core.types import Metrics, Observation, Params, Transitions
 from vla_jax.data.replay import device as replay
-from vla_jax.data.replay import mixing
+from vla_jax.data.replay import mixing, returns
 from vla_jax.envs.base import Env, EnvState
 from vla_jax.envs.wrappers import BatchedEnv, ChunkedEnv, reset_where
+from vla_jax.losses import td
 from vla_jax.training import recorded as recorded_rows
 from vla_jax.training import sharding
 
@@ -54,13 +55,13 @@ class ReplayConfig:
     critic_updates: int = 8  # per round
     batch_size: int = 256  # per critic update
     seed: int = 0
+    returns: bool = False  # extras["mc_return"], which calibrated critics ask for: only ended episodes are drawn then
+    return_tail: float = 0.0  # what would have followed an episode that was cut off
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            if field.name != "seed" and getattr(self, field.name) < 1:
-                raise errors.ConfigError(
-                    f"ReplayConfig.{field.name}", expected="at least 1", found=getattr(self, field.name)
-                )
+        for name in ("num_envs", "capacity", "warmup_decisions", "rounds", "critic_updates", "batch_size"):
+            if getattr(self, name) < 1:
+                raise errors.ConfigError(f"ReplayConfig.{name}", expected="at least 1", found=getattr(self, name))
 
 
 class Collector(struct.PyTreeNode):
@@ -71,6 +72,7 @@ class Collector(struct.PyTreeNode):
     stored: Any
     buffer: replay.ReplayBuffer
     outcomes: replay.ReplayBuffer  # success of the latest episodes
+    returns: replay.ReplayBuffer | None = None  # behind the rows of `buffer`, where the learner asks for them
 
 
 def _identity(value: Any) -> Any:
@@ -93,17 +95,23 @@ class ReplaySource:
         *,
         recorded: Transitions | None = None,
         recorded_fraction: float = 0.5,
+        discount: float = 1.0,
         normalize: Callable[[Observation], Observation] = _identity,
         unnormalize: Callable[[Float[Array, "b h a"], Float[Array, "b s"]], Float[Array, "b h a"]] = _as_predicted,
     ):
+        """`discount` is that of `config.returns`, per control step. Raises ConfigError where rows of ended episodes
+        might be missing from the buffer, if only those are drawn."""
         self._env, self._learner, self._config = ChunkedEnv(BatchedEnv(env)), learner, config
         self._normalize, self._unnormalize = normalize, unnormalize
         self._recorded, self._fraction, self._is_seen = recorded, recorded_fraction, False
+        self._discount = discount
         self._mesh: Mesh | None = None
         self._key = keys.stream(config.seed, "collect")
         self._abstract = jax.eval_shape(self._start, abstract_actor, self._key)
         self._abstract_recorded = jax.eval_shape(self._see_rows, abstract_actor, self._key, recorded)
         self._collector: Collector | None = None
+        if config.returns:
+            self._check_episodes_fit(env)
 
     def use_mesh(self, mesh: Mesh) -> None:
         self._mesh = mesh
@@ -173,6 +181,7 @@ class ReplaySource:
             stored=stored,
             buffer=replay.init(self._config.capacity, first),
             outcomes=replay.init(_RECENT_EPISODES, outcome),
+            returns=returns.init(self._config.capacity) if self._config.returns else None,
         )
 
     def _decide(self, collector: Collector, actor_params: Params, key: Key[Array, ""]) -> tuple[Collector, Metrics]:
@@ -187,7 +196,11 @@ class ReplaySource:
         row = self._row(collector.stored, actions, chunk, stored)
         ended = chunk.state.done & ~finished
         outcomes = replay.insert(collector.outcomes, chunk.state.success.astype(jnp.float32), ended)
-        collector = Collector(states, view, stored, replay.insert(collector.buffer, row, ~finished), outcomes)
+        buffer, known = replay.insert(collector.buffer, row, ~finished), collector.returns
+        if known is not None:
+            gained = td.chunk_return(chunk.rewards, chunk.discounts, chunk.mask, self._discount)
+            known = returns.advance(known, ~finished, *gained, ended, self._config.return_tail)
+        collector = Collector(states, view, stored, buffer, outcomes, known)
         return collector, {
             "collect/success_rate": outcomes.rows.sum() / jnp.maximum(outcomes.size, 1),
             "collect/env_steps": chunk.mask.sum().astype(jnp.float32),
@@ -203,10 +216,25 @@ class ReplaySource:
 
     def _sample(self, collector: Collector, recorded: Transitions | None, key: Key[Array, ""]) -> Transitions:
         shape = (self._config.rounds, self._config.critic_updates, self._config.batch_size)
+        met = partial(replay.sample, collector.buffer)
+        if collector.returns is not None:
+            met = partial(returns.sample, collector.buffer, collector.returns)
         if recorded is None:
-            return replay.sample(collector.buffer, key, shape)
-        samplers = (partial(recorded_rows.take, recorded), partial(replay.sample, collector.buffer))
+            return met(key, shape)
+        samplers = (partial(recorded_rows.take, recorded), met)
         return mixing.mix(key, shape, samplers, (self._fraction, 1 - self._fraction))
+
+    def _check_episodes_fit(self, env: Env) -> None:
+        """At any time a lane has at most one decision less than a whole episode in the buffer that is not over."""
+        config, steps = self._config, self._abstract.buffer.rows.rewards.shape[-1]
+        decisions = -(-env.spec.episode_length // steps)
+        if config.warmup_decisions < decisions or config.capacity < config.num_envs * decisions:
+            raise errors.ConfigError(
+                "ReplayConfig.returns, for which only ended episodes are drawn",
+                expected=f"warmup_decisions of {decisions} and capacity of {config.num_envs * decisions} or more: "
+                f"episodes have up to {env.spec.episode_length} steps, {steps} per decision",
+                found=f"warmup_decisions={config.warmup_decisions}, capacity={config.capacity}",
+            )
 
     def _spread(self, states: EnvState) -> EnvState:
         """Environments over the data axes of the mesh; what follows from them inherits it."""
