@@ -1,4 +1,4 @@
-"""The recipe of DQC: its policy and learner fit together at every size, and OGBench's states. Nothing is allocated."""
+"""DQC on OGBench by recipe: the sizes fit together, and the script trains, goes on, judges and fills its table."""
 
 import dataclasses
 
@@ -8,66 +8,107 @@ import numpy as np
 import pytest
 
 from recipes import dqc_ogbench
-from scripts import reproduce_dqc_ogbench
+from scripts import reproduce_dqc_ogbench as script
+from tests.envs.fake_gymnasium import GoalEnv
+from vla_jax import cli
 from vla_jax.core.types import Observation, Transitions
-from vla_jax.data import trajectory_sets
+from vla_jax.data.formats.features import Episode, demonstration_flags, episode_features
+from vla_jax.data.formats.rlds_writer import RldsWriter
+from vla_jax.envs import ogbench_sim
+from vla_jax.envs.ogbench import OgbenchConfig
+from vla_jax.evaluation import results, table_specs, tables
+from vla_jax.training import checkpoints, trained
+from vla_jax.training.sharding import MeshConfig
 
-STUDIES = {name: dqc_ogbench.quick(name) for name in dqc_ogbench.METHODS} | {"paper": dqc_ogbench.paper()}
+RECIPES = {name: dqc_ogbench.quick(name) for name in dqc_ogbench.METHODS} | {"paper": dqc_ogbench.paper()}
 
 
 def abstract(*shape, dtype=jnp.float32):
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
-def observation(*leading, state_dim):
-    prompt = abstract(*leading, 1, dtype=jnp.int32)
-    return Observation({}, {}, abstract(*leading, state_dim), prompt, abstract(*leading, 1, dtype=bool))
-
-
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", RECIPES)
 def test_an_update_and_an_action_have_the_recipes_shapes(name):
-    study = STUDIES[name]
-    learner, b, h = reproduce_dqc_ogbench.make(study, 4), 2, study.learner.backup_horizon
-    seen = observation(b, state_dim=study.state_dim)
-    steps, goal = abstract(b, h), abstract(b, study.goal_dim)
-    actions = abstract(b, h, study.action_dim)
+    recipe = RECIPES[name]
+    learner, b, h = trained.make_learner(recipe), 2, recipe.learner.backup_horizon
+    prompt = abstract(b, 1, dtype=jnp.int32)
+    seen = Observation({}, {}, abstract(b, recipe.policy.backbone.state_dim), prompt, abstract(b, 1, dtype=bool))
+    steps, goal = abstract(b, h), abstract(b, len(recipe.recorded.goal_dims))
+    actions = abstract(b, h, dqc_ogbench.ACTION_DIM)
     batch = Transitions(seen, actions, steps, steps, abstract(b, h, dtype=bool), seen, {}, goal)
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(learner.init, key)
     after, metrics = jax.eval_shape(learner.update, state, key, batch)
     assert jax.tree.structure(after) == jax.tree.structure(state) and metrics["loss"].shape == ()
     chunk, memory = jax.eval_shape(learner.act, learner.actor(state), key, seen, goal)
-    assert chunk.shape == (b, study.learner.steps_run, study.action_dim) and memory.shape == goal.shape
+    assert chunk.shape == (b, recipe.learner.steps_run, dqc_ogbench.ACTION_DIM) and memory.shape == goal.shape
 
 
 def test_the_policy_of_dqc_is_that_of_behaviour_cloning_and_shorter_than_its_backup():
-    study = STUDIES["dqc"]
-    assert study.policy.decoder.action_horizon == 1 < study.learner.backup_horizon
-    assert STUDIES["q_chunking"].policy.decoder.action_horizon == STUDIES["q_chunking"].learner.backup_horizon
+    recipe = RECIPES["dqc"]
+    assert recipe.policy.decoder.action_horizon == 1 < recipe.learner.backup_horizon
+    assert RECIPES["q_chunking"].policy.decoder.action_horizon == RECIPES["q_chunking"].learner.backup_horizon
 
 
-def test_a_stopped_run_goes_on_to_the_same_parameters(monkeypatch, tmp_path):
-    study = dqc_ogbench.quick("n_step")
-    policy = dataclasses.replace(study.policy, backbone=dataclasses.replace(study.policy.backbone, hidden_dims=(8,)))
-    critic = dataclasses.replace(study.learner.critic, hidden_dims=(8,))
-    learner_config = dataclasses.replace(study.learner, critic=critic)
-    study = dataclasses.replace(study, policy=policy, learner=learner_config, batch_size=4)
-    rng = np.random.default_rng(0)
-    states, actions, goals = (rng.standard_normal((40, dim)) for dim in (28, 5, 3))
-    observations = trajectory_sets.state_observations(states)
-    rows = trajectory_sets.from_arrays(
-        observations, np.tanh(actions), np.zeros(40), np.ones(40), np.array([20, 20]), goals
-    )
-    monkeypatch.setattr(reproduce_dqc_ogbench, "load", lambda folder: rows)
-    monkeypatch.setattr(reproduce_dqc_ogbench, "STEPS_PER_CALL", 2)
-    learner = reproduce_dqc_ogbench.make(study, 1)
+def test_goals_are_the_positions_of_the_cubes():
+    """Of OGBench's states: 19 numbers of the arm, then per cube position, rotation (4) and yaw (2)."""
+    assert RECIPES["dqc"].recorded.goal_dims == (19, 20, 21)
+    assert RECIPES["paper"].recorded.goal_dims == (19, 20, 21, 28, 29, 30, 37, 38, 39)
 
-    def train(folder, num_train_steps):
-        options = reproduce_dqc_ogbench.Options(num_train_steps=num_train_steps, runs=str(tmp_path / folder))
-        return reproduce_dqc_ogbench.train(study, learner, "n_step", 0, options)
 
-    whole = train("whole", 4)
-    train("stopped", 2)
-    resumed = train("stopped", 4)
-    assert int(resumed.step) == 4
-    jax.tree.map(np.testing.assert_array_equal, resumed.params, whole.params)
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """The recipe at the size of a test, on a point in a plane in OGBench's place."""
+    with RldsWriter(tmp_path / "set", episode_features({}, 3, 2), "point") as writer:
+        for i in range(3):
+            actions = np.random.default_rng(i).uniform(-1, 1, (12, 2)).astype(np.float32)
+            places = np.cumsum(np.concatenate([np.zeros((1, 2)), 0.2 * actions[:-1]]), axis=0)
+            states = np.pad(places, ((0, 0), (0, 1)), constant_values=7).astype(np.float32)
+            steps = {"observation/state": states, "action": actions, "language_instruction": "go"}
+            writer.write(Episode(steps=steps | demonstration_flags(12)))
+    built = dqc_ogbench.quick
+
+    def shrunk(method, seed):
+        recipe = built(method, seed)
+        learner = dataclasses.replace(
+            recipe.learner, critic=dataclasses.replace(recipe.learner.critic, hidden_dims=(8,))
+        )
+        backbone = dataclasses.replace(recipe.policy.backbone, state_dim=3, action_dim=2, hidden_dims=(8,))
+        decoder = dataclasses.replace(recipe.policy.decoder, action_dim=2, num_flow_steps=2)
+        fit = dataclasses.replace(recipe.fit, log_every=2, checkpoint_every=2, scan_updates=2, mesh=MeshConfig(data=1))
+        env = dataclasses.replace(recipe.evaluation.envs[0], episode_length=3)
+        return dataclasses.replace(
+            recipe,
+            learner=learner,
+            policy=dataclasses.replace(recipe.policy, backbone=backbone, decoder=decoder),
+            fit=fit,
+            evaluation=dataclasses.replace(recipe.evaluation, envs=(env,), batch_size=2),
+            recorded=dataclasses.replace(recipe.recorded, goal_dims=(1, 0), batch_size=4),
+        )
+
+    monkeypatch.setattr(dqc_ogbench, "quick", shrunk)
+    monkeypatch.setattr(OgbenchConfig, "_make", property(lambda self: GoalEnv))
+    monkeypatch.setattr(ogbench_sim, "require", lambda: None)
+    folders = dict(dataset=str(tmp_path / "set"), results=str(tmp_path / "results"), runs=str(tmp_path / "runs"))
+    return script.Options(num_train_steps=4, episodes_per_task=1, **folders)
+
+
+def test_the_script_fills_its_table_and_a_stopped_run_goes_on_to_the_same_parameters(tiny, capsys):
+    assert script.run("dqc", 0, tiny)
+    entries = results.load_table(tiny.results, script.TABLE)
+    assert [(entry.row, entry.cell, entry.episodes) for entry in entries] == [
+        ("dqc", "success_rate", 5),
+        ("flow_bc", "success_rate", 5),
+    ]
+    assert entries[0].records["instruction"] == [0, 1, 2, 3, 4]
+    tables.to_markdown(table_specs.TABLES[script.TABLE], entries)
+    whole, _ = checkpoints.load_actor(f"{tiny.runs}/dqc_seed0")
+    stopped = dataclasses.replace(tiny, runs=f"{tiny.runs}/stopped", num_train_steps=2)
+    for steps in (2, 4):
+        options = dataclasses.replace(stopped, num_train_steps=steps)
+        script.experiment.train(script.recipe("dqc", 0, options), f"{stopped.runs}/dqc_seed0", quiet=True)
+    resumed, _ = checkpoints.load_actor(f"{stopped.runs}/dqc_seed0")
+    jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+    capsys.readouterr()
+    cli.main(["eval", f"{tiny.runs}/dqc_seed0", "--results", tiny.results, "--num-episodes", "5"])
+    assert "ogbench/cube-single: success rate" in capsys.readouterr().out

@@ -18,7 +18,7 @@ from vla_jax.data.normalization import Normalizer
 from vla_jax.data.pictures.augment import AugmentConfig
 from vla_jax.data.schema import DatasetConfig
 from vla_jax.learners.imitation import Imitation
-from vla_jax.training import checkpoints, sharding, step, trained
+from vla_jax.training import checkpoints, recipe_sources, sharding, step, trained
 from vla_jax.training.plain import from_plain, to_plain
 from vla_jax.training.recipe import DataConfig
 
@@ -62,7 +62,7 @@ def test_a_policy_trains_with_augmentation(recipe):
     recipe = dataclasses.replace(recipe, data=data)
     edges = trained.make_edges(recipe, experiment.data_statistics(recipe))
     learner = Imitation(ByBrightness, optax.sgd(0.1))
-    source, _ = experiment._source(recipe, learner, edges, {})
+    source = recipe_sources.of_recipe(recipe, learner, edges, {})
     mesh = sharding.make_mesh(sharding.MeshConfig(data=1), jax.devices()[:1])
     built = step.build(learner, source.example(), mesh, augment=experiment.augmentation(recipe))
     carry = built.init(source.example())
@@ -83,7 +83,7 @@ def test_every_dataset_is_normalized_by_its_own_statistics(recipe):
     for config, statistics in zip(recipe.data.datasets, found.values(), strict=True):
         assert statistics == compute_statistics(config)
     edges = trained.make_edges(recipe, next(iter(found.values())))
-    source, _ = experiment._source(recipe, trained.make_learner(recipe), edges, found)
+    source = recipe_sources.of_recipe(recipe, trained.make_learner(recipe), edges, found)
     first, second = source._loader.datasets
     # The sets differ by a factor in their actions: by their own statistics they look the same.
     np.testing.assert_allclose(first.batch(np.arange(5)).actions, second.batch(np.arange(5)).actions, atol=1e-4)

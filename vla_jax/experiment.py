@@ -12,29 +12,26 @@ from typing import Any
 import jax
 
 from vla_jax.core import errors
-from vla_jax.core.types import Params, Transitions
+from vla_jax.core.types import Params
 from vla_jax.data import normalization
 from vla_jax.data.demonstrations import compute_statistics
-from vla_jax.data.loader import Loader
 from vla_jax.data.pictures.augment import augment_batch
 from vla_jax.envs.base import Env, EnvSpec
 from vla_jax.envs.libero import LiberoTasks
-from vla_jax.evaluation import judges, libero, libero_check, manifest, results
+from vla_jax.evaluation import host, judges, libero, libero_check, manifest, results
 from vla_jax.evaluation.held_out import HeldOut, sets_of, together
-from vla_jax.evaluation.judges import Judge
+from vla_jax.evaluation.host import HostEpisodes
+from vla_jax.evaluation.judges import AnyEpisodes, Judge
 from vla_jax.evaluation.libero import LiberoEpisodes
 from vla_jax.evaluation.libero_check import SimulatorCheck
 from vla_jax.evaluation.rollouts import Episodes, Progress, Rollout
 from vla_jax.learners.base import Learner, LearnerState
-from vla_jax.learners.dqc import DQCConfig
 from vla_jax.learners.imitation import ImitationConfig
-from vla_jax.training import checkpoints, contract, recorded, trained
-from vla_jax.training.fit import Evaluate, FitResult, fit
-from vla_jax.training.online import ReplaySource
+from vla_jax.training import checkpoints, contract, recipe_sources, trained
+from vla_jax.training.fit import Evaluate, FitResult, WarmStart, fit
 from vla_jax.training.plain import to_plain
-from vla_jax.training.recipe import AROUND_A_POLICY, EvaluationConfig, PureEnvConfig, Recipe, chunk_steps
-from vla_jax.training.recorded import OfflineSource
-from vla_jax.training.sources import DatasetSource, Source
+from vla_jax.training.recipe import AROUND_A_POLICY, EvaluationConfig, PureEnvConfig, Recipe
+from vla_jax.training.sources import Source
 from vla_jax.training.step import Augment
 from vla_jax.training.trained import Edges, TrainedPolicy
 
@@ -68,9 +65,10 @@ def train(
     learner = trained.make_learner(recipe)
     judging = [_judge(recipe, config, learner, edges, recipe.evaluation) for config in recipe.evaluation.envs]
     if make_source is None:
-        source, warm_start = _source(recipe, learner, edges, by_dataset)
+        env = None if recipe.replay is None else make_env(recipe, recipe.evaluation.envs[0], edges)
+        source = recipe_sources.of_recipe(recipe, learner, edges, by_dataset, env)
     else:
-        source, warm_start = make_source(learner, edges), None
+        source = make_source(learner, edges)
     action_names, state_names, control_hz = _signature(judging, statistics)
     metadata = trained.contract(recipe, statistics, action_names, control_hz, by_dataset)
     metadata["state"] = {"names": list(state_names)}
@@ -92,7 +90,7 @@ def train(
         else None,
         metadata=metadata,
         logical_axes=trained.logical_axes(recipe),
-        warm_start=warm_start,
+        warm_start=_warm_start(recipe, learner),
         thaw=thaw,
         augment=augmentation(recipe),
         quiet=quiet,
@@ -157,7 +155,7 @@ def evaluate(
     swap_instructions: bool = False,
     accept: Sequence[str] = (),
     progress: Progress | None = None,
-) -> dict[str, Episodes | LiberoEpisodes]:
+) -> dict[str, AnyEpisodes]:
     """Judge a checkpoint in every environment of `config`, by default the evaluation of its recipe.
 
     `accept` names differences between checkpoint and environment that are meant (see `contract.ACCEPTABLE`); others
@@ -199,9 +197,19 @@ def check_simulators(
 
 
 def entry(
-    policy: TrainedPolicy, env_name: str, episodes: Episodes, *, table: str, row: str, cell: str
+    policy: TrainedPolicy, env_name: str, episodes: Episodes | HostEpisodes, *, table: str, row: str, cell: str
 ) -> results.Entry:
     """One evaluation as a cell of a table, with everything a rerun needs."""
+    if isinstance(episodes, HostEpisodes):
+        return host.to_entry(
+            episodes.records,
+            environment=env_name,
+            table=table,
+            row=row,
+            cell=cell,
+            train_seed=policy.recipe.fit.seed,
+            manifest=_manifest(policy, None),
+        )
     return results.from_episodes(
         episodes,
         table=table,
@@ -216,7 +224,7 @@ def entry(
 def entries(
     policy: TrainedPolicy,
     env_name: str,
-    episodes: Episodes | LiberoEpisodes,
+    episodes: AnyEpisodes,
     *,
     table: str,
     row: str,
@@ -272,70 +280,15 @@ def _dataset_paths(recipe: Recipe) -> list[str]:
     return [dataset.path for dataset in recipe.data.datasets]
 
 
-def _source(
-    recipe: Recipe, learner: Learner, edges: Edges, by_dataset: dict[str, normalization.Statistics]
-) -> tuple[Source, Callable[[LearnerState], LearnerState] | None]:
+def _warm_start(recipe: Recipe, learner: Learner) -> WarmStart | None:
+    """The policy of the checkpoint that the recipe starts from, in the fresh state."""
+    if recipe.start_from is None or not isinstance(recipe.learner, (ImitationConfig, *AROUND_A_POLICY)):
+        return None
 
     def warm_start(state: LearnerState) -> LearnerState:
         return learner.with_base(state, trained.load(recipe.start_from).base_params, jax.random.key(recipe.fit.seed))
 
-    if not isinstance(recipe.learner, ImitationConfig):
-        source = _offline(recipe, edges) if recipe.replay is None else _online(recipe, learner, edges)
-        return source, warm_start if isinstance(recipe.learner, AROUND_A_POLICY) else None
-    loader = Loader(
-        recipe.data.datasets,
-        batch_size=recipe.data.batch_size,
-        seed=recipe.data.seed,
-        tokenizer=edges.encode,
-        normalizer=_normalizers(recipe, edges, by_dataset),
-        weights=recipe.data.weights,
-        temperature=recipe.data.temperature,
-        balance_embodiments=recipe.data.balance_embodiments,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        num_threads=recipe.data.num_threads,
-        image_cache_bytes=recipe.data.image_cache_bytes,
-        faults=recipe.data.faults,
-    )
-    return DatasetSource(loader), None if recipe.start_from is None else warm_start
-
-
-def _online(recipe: Recipe, learner: Learner, edges: Edges) -> Source:
-    env = make_env(recipe, recipe.evaluation.envs[0], edges)
-    actor = jax.eval_shape(lambda key: learner.actor(learner.init(key)), jax.random.key(0))
-    return ReplaySource(
-        env,
-        learner,
-        actor,
-        recipe.replay,
-        recorded=None if recipe.recorded is None else recorded_rows(recipe, edges),
-        recorded_fraction=0.0 if recipe.recorded is None else recipe.recorded.fraction,
-        normalize=edges.normalize,
-        unnormalize=edges.unnormalize,
-    )
-
-
-def _offline(recipe: Recipe, edges: Edges) -> Source:
-    config, seed = recipe.recorded, recipe.fit.seed
-    by_update = isinstance(recipe.learner, DQCConfig)  # the others take rounds of several updates
-    shape = (config.batch_size,) if by_update else (1, config.critic_updates, config.batch_size)
-    if config.hindsight is not None:
-        return OfflineSource.of_trajectories(config, edges.normalizer, shape, chunk_steps(recipe.learner), seed)
-    return OfflineSource.of_rows(recorded_rows(recipe, edges), shape, seed)
-
-
-def recorded_rows(recipe: Recipe, edges: Edges) -> Transitions:
-    """The chunks of `recipe.recorded` as the learner's rows, on the host."""
-    steps = chunk_steps(recipe.learner)
-    return recorded.transitions(recipe.recorded, steps, edges.encode, edges.normalizer, recipe.learner.discount)
-
-
-def _normalizers(
-    recipe: Recipe, edges: Edges, by_dataset: dict[str, normalization.Statistics]
-) -> list[normalization.Normalizer]:
-    """Of every dataset: its own, or the one for all."""
-    own = [normalization.Normalizer.create(each, recipe.data.normalization) for each in by_dataset.values()]
-    return own or [edges.normalizer] * len(recipe.data.datasets)
+    return warm_start
 
 
 def _evaluator(
@@ -379,7 +332,7 @@ def validation(
     where all have the same); None where no dataset holds any out, and for learners that act online."""
     if not isinstance(recipe.learner, ImitationConfig):
         return None
-    sets = sets_of(recipe.data.datasets, _normalizers(recipe, edges, by_dataset), edges.encode)
+    sets = sets_of(recipe.data.datasets, recipe_sources.normalizers(recipe, edges, by_dataset), edges.encode)
     return HeldOut(learner, sets, action_names) if sets else None
 
 

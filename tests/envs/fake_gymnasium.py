@@ -64,3 +64,27 @@ class BoxEnv(gymnasium.Env):
 
     def step(self, action):
         return np.ones(3), 0.5, False, False, {}
+
+
+class GoalEnv(gymnasium.Env):
+    """A point in a plane that begins at the origin and is told where to go, in the order (y, x): one of five places on
+    the unit circle. It arrives within 0.3, which ends the task; a step is 0.2 at most."""
+
+    action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
+    observation_space = spaces.Dict(
+        {"observation": spaces.Box(-9, 9, (3,), np.float64), "goal": spaces.Box(-9, 9, (2,), np.float64)}
+    )
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        angle = 2 * np.pi * (options or {}).get("task", 0) / 5
+        self._place, self._goal = np.zeros(2), np.array([np.cos(angle), np.sin(angle)])
+        return self._observation(), {}
+
+    def step(self, action):
+        self._place = self._place + 0.2 * action
+        success = bool(np.linalg.norm(self._goal - self._place) < 0.3)
+        return self._observation(), float(success), success, False, {"success": success}
+
+    def _observation(self):
+        return {"observation": np.array([*self._place, 7.0]), "goal": self._goal[::-1]}

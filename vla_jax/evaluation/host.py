@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from vla_jax.core import errors, keys
 from vla_jax.core.types import Observation, Params
@@ -58,6 +58,21 @@ class HostRecord:
     success: bool
     returns: float  # undiscounted sum of rewards
     num_steps: int
+
+
+@dataclasses.dataclass(frozen=True)
+class HostEpisodes:
+    """What became of the episodes of one environment, tasks outermost."""
+
+    records: tuple[HostRecord, ...]
+
+    @property
+    def success(self) -> Bool[np.ndarray, "n"]:
+        return np.array([record.success for record in self.records], bool)
+
+    @property
+    def returns(self) -> Float[np.ndarray, "n"]:
+        return np.array([record.returns for record in self.records])
 
 
 def evaluate(

@@ -19,6 +19,7 @@ from vla_jax.envs.libero import LiberoTasks
 from vla_jax.envs.mjx.panda import PandaConfig
 from vla_jax.envs.mjx.pick_cube import PickCubeConfig
 from vla_jax.envs.mjx.tabletop import TabletopConfig
+from vla_jax.envs.ogbench import OgbenchConfig
 from vla_jax.envs.planar.maze import MazeConfig
 from vla_jax.envs.planar.reach import ReachConfig
 from vla_jax.learners.dqc import DQCConfig
@@ -158,10 +159,10 @@ class DataConfig:
 class EvaluationConfig:
     """Episodes that a checkpoint is judged by; online learners act in the first environment."""
 
-    envs: tuple[PureEnvConfig | LiberoTasks, ...]
+    envs: tuple[PureEnvConfig | LiberoTasks | OgbenchConfig, ...]
     execution_horizon: int  # control steps between two looks
     num_episodes: int = 256  # in each environment that draws its initial states; LiberoTasks lists its own
-    batch_size: int = 128  # likewise
+    batch_size: int = 128  # likewise: episodes side by side, on the host each in a process of its own
     seed: int = 1000  # of the initial states and the policy's noise: never one that training used
 
 
@@ -246,12 +247,14 @@ class Recipe:
             refuse("recorded.fraction of 1 without replay, below 1 with it")
         if self.recorded is not None and self.recorded.hindsight is not None and kind is not DQCConfig:
             refuse("no recorded.hindsight: it has no goals")
+        has_returns = {each.returns for each in (self.recorded, self.replay) if each is not None}
+        if len(has_returns) > 1:
+            refuse("returns of recorded and of replay, or of neither: their rows are mixed")
         if kind is PARLConfig and isinstance(self.learner.critic_kind, CalQL):
-            calibrated = self.learner.critic_kind.conservative.calibrated
-            if calibrated and (self.replay is not None or not self.recorded.returns):
+            if self.learner.critic_kind.conservative.calibrated and not has_returns.pop():
                 refuse(
-                    "recorded.returns and no replay: calibration needs the return behind every step",
-                    "for experience set critic_kind.conservative.calibrated=False, or critic_kind=IQL()",
+                    "recorded.returns and replay.returns: calibration needs the return behind every step",
+                    "or set critic_kind.conservative.calibrated=False, or critic_kind=IQL()",
                 )
 
 

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
@@ -81,6 +82,7 @@ class Edges:
     action_space: ActionSpace
     image_size: tuple[int, int]  # height and width the policy sees
     resize: Size | None = None  # how the pictures of the training data came to that size, where they were resized
+    goal_dims: tuple[int, ...] = ()  # of the state, which make up a goal, for learners of goals
 
     @property
     def normalizer(self) -> Normalizer:
@@ -97,6 +99,12 @@ class Edges:
         whole number of times too large."""
         images = {name: self._fit(name, image) for name, image in observation.images.items()}
         return observation.replace(images=images, state=self.normalizer.normalize_state(observation.state))
+
+    def normalize_goal(self, goal: Float[Array, "*b g"]) -> Float[Array, "*b g"]:
+        """Those dims of a state, by its statistics."""
+        state = jnp.zeros((*goal.shape[:-1], self.normalizer.state_dim), goal.dtype)
+        dims = jnp.asarray(self.goal_dims)
+        return self.normalizer.normalize_state(state.at[..., dims].set(goal))[..., dims]
 
     def unnormalize(
         self, actions: Float[Array, "*b h action_dim"], state: Float[Array, "*b s"]
@@ -135,16 +143,18 @@ def make_edges(recipe: Recipe, statistics: Statistics, dataset: str | None = Non
         )
     normalizer = Normalizer.create(statistics, recipe.data.normalization)
     image_size = tuple(recipe.policy.backbone.image_size)
+    goal_dims = () if recipe.recorded is None else recipe.recorded.goal_dims
     data = next((each for each in recipe.data.datasets if dataset in (None, each.key)), None)
     if data is None:  # weights from elsewhere
-        return Edges(recipe.text.tokenizer(), recipe.text.prompt_length, ActionSpace(normalizer), image_size)
+        space = ActionSpace(normalizer)
+        return Edges(recipe.text.tokenizer(), recipe.text.prompt_length, space, image_size, goal_dims=goal_dims)
     place = f"recipe {recipe.name}: data.datasets, {data.path}"
     if data.resize is not None and tuple(data.resize[:2]) != image_size:
         raise errors.ConfigError(
             f"{place}: resize", expected=f"{list(image_size)}, policy.backbone.image_size", found=data.resize
         )
     space = ActionSpace.create(normalizer, data.action_kind, data.relative_dims, place)
-    return Edges(recipe.text.tokenizer(), recipe.text.prompt_length, space, image_size, data.resize)
+    return Edges(recipe.text.tokenizer(), recipe.text.prompt_length, space, image_size, data.resize, goal_dims)
 
 
 def contract(
