@@ -18,6 +18,8 @@ USAGE = """\
 vla-jax train RECIPE[:FUNCTION] --run DIR [--FIELD VALUE ...]   train a recipe; the same command resumes
 vla-jax eval CHECKPOINT [--doctor] [--FIELD VALUE ...]          judge a checkpoint by its recipe's evaluation
 vla-jax serve CHECKPOINT [--FIELD VALUE ...]                    answer robots over the network
+vla-jax learn RECIPE[:FUNCTION] --run DIR [--port N ...]        train from what actors in other processes send
+vla-jax act RECIPE[:FUNCTION] --connect ws://... --actor ARM    act in an environment or with a robot for a learner
 vla-jax plan RECIPE[:FUNCTION] --topology v5e:16x16 [--sweep]   memory, step time and utilization on a pod
 vla-jax import SOURCE OUT --layout L --recipe R [...]          weights of openpi, LeRobot, Hugging Face as a checkpoint
 vla-jax export RUN OUT --layout L                               a checkpoint as safetensors in their layouts
@@ -38,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     commands = {
         "train": train, "eval": evaluate, "compare": compare, "table": table, "data": data, "doctor": doctor,
-        "serve": serve, "plan": plan,
+        "serve": serve, "plan": plan, "learn": learn, "act": act,
     }  # fmt: skip
     commands |= {"import": import_, "export": export, "merge": merge}
     try:
@@ -149,6 +151,24 @@ def serve(arguments: list[str]) -> None:
     cli_serve.serve(name, _parse(cli_serve.Serve, rest, f"vla-jax serve {name}"), _console)
 
 
+def learn(arguments: list[str]) -> None:
+    """The learner of a recipe, for actors that `vla-jax act` starts elsewhere."""
+    from vla_jax import cli_actors
+
+    name, rest = _positional(arguments, "learn", "RECIPE[:FUNCTION]")
+    options = _parse(cli_actors.with_recipe(cli_actors.Learn, load_recipe(name)), rest, f"vla-jax learn {name}")
+    cli_actors.learn(options, _console)
+
+
+def act(arguments: list[str]) -> None:
+    """An actor of a recipe, with the same overrides as its learner has."""
+    from vla_jax import cli_actors
+
+    name, rest = _positional(arguments, "act", "RECIPE[:FUNCTION]")
+    options = _parse(cli_actors.with_recipe(cli_actors.Act, load_recipe(name)), rest, f"vla-jax act {name}")
+    cli_actors.act(options, None if options.env is None else _function(options.env), _console)
+
+
 def plan(arguments: list[str]) -> None:
     """RECIPE may be a published transformer to hold the plan against: reference:llama3.1-8b."""
     from vla_jax import cli_plan
@@ -242,6 +262,16 @@ def load_recipe(name: str) -> Any:
     if chosen not in builders:
         raise errors.ConfigError(f"{path}: no recipe function {chosen!r}", fix=errors.closest(chosen, builders))
     return builders[chosen]()
+
+
+def _function(name: str) -> Callable[..., Any]:
+    """`path/to/file.py:function`, or its function `make`."""
+    path, _, function = name.partition(":")
+    known = {found: each for found, each in vars(_load_file(Path(path))).items() if inspect.isfunction(each)}
+    chosen = function or "make"
+    if chosen not in known:
+        raise errors.ConfigError(f"{path}: no function {chosen!r}", fix=errors.closest(chosen, known))
+    return known[chosen]
 
 
 def recipe_functions(module: Any) -> dict[str, Callable[[], Any]]:
