@@ -16,11 +16,11 @@ from vla_jax.data.schema import DatasetConfig, TransitionConfig
 from vla_jax.data.trajectories import HindsightConfig
 from vla_jax.envs.planar import reach
 from vla_jax.envs.planar.reach import DemonstratorConfig, ReachConfig
-from vla_jax.learners.critic_ensemble import Conservative
+from vla_jax.learners import pa_rl
 from vla_jax.learners.dqc import DQCConfig
 from vla_jax.learners.expo import EXPOConfig
 from vla_jax.learners.imitation import ImitationConfig
-from vla_jax.learners.pa_rl import IQL, CalQL, PARLConfig
+from vla_jax.learners.pa_rl import IQL, PARLConfig
 from vla_jax.learners.rlpd import RLPDConfig
 from vla_jax.nets.critics import CriticConfig
 from vla_jax.nets.state_mlp import StateMLPConfig
@@ -73,7 +73,7 @@ def recorded(folder, **changes):
     return RecordedConfig(dataset(folder, TransitionConfig()), **dict(fraction=1.0, batch_size=32) | changes)
 
 
-def make(learner, policy, folder=None, steps=4, **changes):
+def make(learner, policy, folder=None, steps=4, envs=(ENV,), **changes):
     datasets = () if folder is None else (dataset(folder),)
     # actions live in [-1, 1] already, so statistics change nothing here
     return Recipe(
@@ -82,7 +82,7 @@ def make(learner, policy, folder=None, steps=4, **changes):
         learner=learner,
         optimizer=Adam(peak_lr=3e-3),
         fit=FitConfig(steps, log_every=2, checkpoint_every=max(2, steps // 2), mesh=MeshConfig(data=1)),
-        evaluation=EvaluationConfig((ENV,), HORIZON, num_episodes=64, batch_size=64),
+        evaluation=EvaluationConfig(envs, HORIZON, num_episodes=64, batch_size=64),
         data=DataConfig(datasets, batch_size=64, normalization=NormalizationConfig(mode="none")),
         text=TextConfig(words=("reach", "a", "goal"), prompt_length=3),
         **changes,
@@ -110,40 +110,63 @@ def test_rlpd_learns_from_experience_and_recordings(folder, tmp_path):
 
 
 PARL = PARLConfig(HORIZON, 8, AscentOptions(num_kept=2, num_steps=2), head=None, num_critics=3, critic=TINY)
-UNCALIBRATED = CalQL(Conservative(calibrated=False))
+FEATURES = dataclasses.replace(PARL, critic_sees="features")
+RETURNS = dataclasses.replace(REPLAY, returns=True)
 DQC = DQCConfig(3, HORIZON, critic=TINY, num_candidates=4)
 EXPO = EXPOConfig(execution_horizon=HORIZON, num_critics=3, num_base_samples=3, hidden_dims=(32, 32))
+
+
+def complete(folder, imitated, learner, policy, changes):
+    if "recorded" in changes:
+        changes = changes | {"recorded": recorded(folder, **changes["recorded"])}
+    start = str(imitated) if isinstance(learner, recipes.AROUND_A_POLICY) else None
+    return make(learner, policy, folder, start_from=start, **changes)
 
 
 @pytest.mark.parametrize(
     ("learner", "policy", "changes"),
     [
-        (PARL, FLOW, dict(recorded=dict(returns=True))),
-        (dataclasses.replace(PARL, critic_kind=IQL()), FLOW, dict(replay=REPLAY, recorded=dict(fraction=0.5))),
-        (dataclasses.replace(PARL, critic_kind=UNCALIBRATED, critic_sees="features"), FLOW, dict(replay=REPLAY)),
+        (FEATURES, FLOW, dict(replay=RETURNS, recorded=dict(fraction=0.5, returns=True))),
         (EXPO, FLOW, dict(replay=REPLAY, recorded=dict(fraction=0.25))),
-        (dataclasses.replace(EXPO, base="imitation"), FLOW, dict(replay=REPLAY, recorded=dict(fraction=0.25))),
-        (DQC, FLOW, dict(recorded=dict(hindsight=HindsightConfig(), goal_dims=(0, 1)))),
-        (DQC, FLOW, dict(recorded=dict())),
+        (DQC, FLOW, dict(recorded=dict(hindsight=HindsightConfig(), goal_dims=(0, 1)), envs=())),
         (RLPD, GAUSSIAN, dict(recorded=dict(critic_updates=2))),
     ],
-    ids=["pa_rl offline", "iql both", "pa_rl online", "expo", "expo imitates", "dqc goals", "dqc", "rlpd offline"],
+    ids=["pa_rl online", "expo", "dqc goals", "rlpd offline"],
 )
-def test_a_run_is_the_same_when_it_is_interrupted_and_its_checkpoint_acts(
-    folder, imitated, tmp_path, learner, policy, changes
-):
-    if "recorded" in changes:
-        changes = changes | {"recorded": recorded(folder, **changes["recorded"])}
-    start = str(imitated) if isinstance(learner, recipes.AROUND_A_POLICY) else None
-    recipe = make(learner, policy, folder, start_from=start, **changes)
+def test_a_run_is_the_same_when_it_is_interrupted(folder, imitated, tmp_path, learner, policy, changes):
+    recipe = complete(folder, imitated, learner, policy, changes)
     assert plain.from_plain(Recipe, plain.to_plain(recipe)) == recipe
     whole = experiment.train(recipe, tmp_path / "whole", quiet=True)
     half = dataclasses.replace(recipe, fit=dataclasses.replace(recipe.fit, num_train_steps=2))
     experiment.train(half, tmp_path / "halves", quiet=True)
     again = experiment.train(recipe, tmp_path / "halves", quiet=True)
     jax.tree.map(np.testing.assert_array_equal, again.state.params, whole.state.params)
-    if not getattr(recipe.recorded, "hindsight", None):  # a learner of goals acts for the one it is given
-        assert 0 <= success(tmp_path / "whole") <= 1
+
+
+@pytest.mark.parametrize(
+    ("learner", "policy", "changes"),
+    [
+        (dataclasses.replace(PARL, critic_kind=IQL()), FLOW, dict(replay=REPLAY, recorded=dict(fraction=0.5))),
+        (dataclasses.replace(EXPO, base="imitation"), FLOW, dict(replay=REPLAY, recorded=dict(fraction=0.25))),
+        (DQC, FLOW, dict(recorded=dict())),
+    ],
+    ids=["iql both", "expo imitates", "dqc"],
+)
+def test_the_checkpoint_of_a_short_run_acts(folder, imitated, tmp_path, learner, policy, changes):
+    experiment.train(complete(folder, imitated, learner, policy, changes), tmp_path, quiet=True)
+    assert 0 <= success(tmp_path) <= 1
+
+
+def test_pa_rl_goes_on_online_with_the_critics_of_its_offline_phase(folder, imitated, tmp_path):
+    first = complete(folder, imitated, pa_rl.offline(PARL), FLOW, dict(recorded=dict(returns=True)))
+    done = experiment.train(first, tmp_path, quiet=True).state
+    assert 0 <= success(tmp_path) <= 1
+    recipe = make(PARL, FLOW, folder, start_from=str(tmp_path), replay=RETURNS)
+    learner = trained.make_learner(recipe)
+    state = experiment._warm_start(recipe, learner)(learner.init(jax.random.key(1)))
+    jax.tree.map(np.testing.assert_array_equal, state.params, done.params)  # the policy has not moved
+    jax.tree.map(np.testing.assert_array_equal, state.target_critic, done.target_critic)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(state.opt_state))
 
 
 @pytest.mark.parametrize(
@@ -158,6 +181,7 @@ def test_a_run_is_the_same_when_it_is_interrupted_and_its_checkpoint_acts(
         (RLPD, dict(recorded=dict(hindsight=HindsightConfig(), goal_dims=(0,))), "no goals"),
         (PARL, dict(start_from="a", replay=REPLAY), "return behind every step"),
         (PARL, dict(start_from="a", recorded={}), "recorded.returns"),
+        (PARL, dict(start_from="a", replay=REPLAY, recorded=dict(fraction=0.5, returns=True)), "rows are mixed"),
         (ImitationConfig(), dict(replay=REPLAY), "data.datasets"),
     ],
 )

@@ -27,6 +27,7 @@ from vla_jax.evaluation.libero_check import SimulatorCheck
 from vla_jax.evaluation.rollouts import Episodes, Progress, Rollout
 from vla_jax.learners.base import Learner, LearnerState
 from vla_jax.learners.imitation import ImitationConfig
+from vla_jax.learners.pa_rl import PARLConfig
 from vla_jax.training import checkpoints, contract, recipe_sources, trained
 from vla_jax.training.fit import Evaluate, FitResult, WarmStart, fit
 from vla_jax.training.plain import to_plain
@@ -281,12 +282,17 @@ def _dataset_paths(recipe: Recipe) -> list[str]:
 
 
 def _warm_start(recipe: Recipe, learner: Learner) -> WarmStart | None:
-    """The policy of the checkpoint that the recipe starts from, in the fresh state."""
+    """What the checkpoint that the recipe starts from brings into the fresh state: its policy, and PA-RL's critics."""
     if recipe.start_from is None or not isinstance(recipe.learner, (ImitationConfig, *AROUND_A_POLICY)):
         return None
 
     def warm_start(state: LearnerState) -> LearnerState:
-        return learner.with_base(state, trained.load(recipe.start_from).base_params, jax.random.key(recipe.fit.seed))
+        start = trained.load(recipe.start_from)
+        state = learner.with_base(state, start.base_params, jax.random.key(recipe.fit.seed))
+        if not (isinstance(recipe.learner, PARLConfig) and isinstance(start.recipe.learner, PARLConfig)):
+            return state
+        earlier = checkpoints.load_learner(recipe.start_from, learner.without_frozen(state))
+        return learner.with_critics(state, earlier)
 
     return warm_start
 

@@ -159,6 +159,11 @@ class PARL(KeepsFrozen):
         )
         return self.reset_optimizers(state)
 
+    def with_critics(self, state: PARLState, earlier: PARLState) -> PARLState:
+        """The state with the critics of an earlier phase beside the policy that it has; `earlier` gives them away."""
+        params = {**earlier.params, "base": state.params["base"]}
+        return self.reset_optimizers(state.replace(params=params, target_critic=earlier.target_critic))
+
     def reset_optimizers(self, state: PARLState) -> PARLState:
         """All moments forgotten, as the released code does between the offline and the online phase."""
         opt_state = {name: self._optimizer(name).init(tree) for name, tree in state.params.items()}

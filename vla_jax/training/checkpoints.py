@@ -127,20 +127,9 @@ class Checkpoints:
         every leaf that differs, before anything is loaded.
         """
         self.wait()
-        folder = self.folder / str(step)
-        document = read_metadata(folder)
-        expected = {"learner": flatten(learner_state), "source": flatten(source_state)}
-        for name, leaves in expected.items():
-            compare(leaves, document["leaves"][name], f"{folder}: the {name} state is of another shape")
-        shared = document["shared"]
-        wanted = {
-            "actor": {shared[path]: leaf for path, leaf in expected["learner"].items() if path in shared},
-            "learner": {path: leaf for path, leaf in expected["learner"].items() if path not in shared},
-            "source": expected["source"],
-        }
-        loaded = {name: _load(folder / name, leaves) for name, leaves in wanted.items()}
-        learner = loaded["learner"] | {path: loaded["actor"][name] for path, name in shared.items()}
-        return unflatten(learner_state, learner), unflatten(source_state, loaded["source"])
+        templates = {"learner": learner_state, "source": source_state}
+        found = _restore(self.folder / str(step), templates)
+        return found["learner"], found["source"]
 
     def delete(self, step: int) -> None:
         self._manager.delete(step)
@@ -181,6 +170,11 @@ def load_actor(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), abstract, shardings
     )
     return nest(_load(folder / "actor", flatten(placed))), document
+
+
+def load_learner(path: str | Path, learner_state: Any, *, step: int | None = None) -> Any:
+    """The learner state of a run folder or of one step, as `Checkpoints.restore` gives it."""
+    return _restore(step_folder(path, step), {"learner": learner_state})["learner"]
 
 
 def step_folder(path: str | Path, step: int | None = None) -> Path:
@@ -332,6 +326,23 @@ def _load(folder: Path, templates: Leaves) -> Leaves:
         )
     loaded = flatten(restored)
     return {path: _like(leaf, loaded[path]) for path, leaf in templates.items()}
+
+
+def _restore(folder: Path, templates: Mapping[str, Any]) -> dict[str, Any]:
+    """The states named in `templates`, the learner's among them; leaves that acting needs are stored as the actor's."""
+    document = read_metadata(folder)
+    expected = {name: flatten(template) for name, template in templates.items()}
+    for name, leaves in expected.items():
+        compare(leaves, document["leaves"][name], f"{folder}: the {name} state is of another shape")
+    shared, learner = document["shared"], expected["learner"]
+    wanted = {
+        **expected,
+        "actor": {shared[path]: leaf for path, leaf in learner.items() if path in shared},
+        "learner": {path: leaf for path, leaf in learner.items() if path not in shared},
+    }
+    loaded = {name: _load(folder / name, leaves) for name, leaves in wanted.items()}
+    loaded["learner"] |= {path: loaded["actor"][name] for path, name in shared.items()}
+    return {name: unflatten(template, loaded[name]) for name, template in templates.items()}
 
 
 def _like(template: Any, loaded: Any) -> Any:

@@ -179,7 +179,7 @@ class Recipe:
     base_optimizer: AdamW | Adam | None = None  # of the policy that EXPO or PA-RL fine-tunes; None: as `optimizer`
     replay: ReplayConfig | None = None  # of learners that collect: they act in `evaluation.envs[0]`
     recorded: RecordedConfig | None = None  # episodes for learners of values, beside what they collect or alone
-    start_from: str | None = None  # a run folder or checkpoint whose policy this run begins with
+    start_from: str | None = None  # a run folder or checkpoint whose policy (and PA-RL's critics) this run begins with
     tuning: TuningConfig = TuningConfig()  # of what imitates: adapters, freezing, dtypes
 
     def __post_init__(self):
@@ -241,8 +241,9 @@ class Recipe:
             refuse("recorded alone: it does not act")
         if self.replay is None and self.recorded is None:
             refuse("replay or recorded: what it learns from")
-        if self.replay is not None and not isinstance(self.evaluation.envs[0], PureEnvConfig):
-            refuse(f"an environment that is a JAX program in evaluation.envs[0], not {self.evaluation.envs[0]}")
+        acts_in = next(iter(self.evaluation.envs), None)
+        if self.replay is not None and not isinstance(acts_in, PureEnvConfig):
+            refuse(f"an environment that is a JAX program in evaluation.envs[0], not {acts_in}")
         if self.recorded is not None and (self.replay is None) != (self.recorded.fraction == 1):
             refuse("recorded.fraction of 1 without replay, below 1 with it")
         if self.recorded is not None and self.recorded.hindsight is not None and kind is not DQCConfig:
@@ -250,12 +251,12 @@ class Recipe:
         has_returns = {each.returns for each in (self.recorded, self.replay) if each is not None}
         if len(has_returns) > 1:
             refuse("returns of recorded and of replay, or of neither: their rows are mixed")
-        if kind is PARLConfig and isinstance(self.learner.critic_kind, CalQL):
-            if self.learner.critic_kind.conservative.calibrated and not has_returns.pop():
-                refuse(
-                    "recorded.returns and replay.returns: calibration needs the return behind every step",
-                    "or set critic_kind.conservative.calibrated=False, or critic_kind=IQL()",
-                )
+        is_cal_ql = kind is PARLConfig and isinstance(self.learner.critic_kind, CalQL)
+        if is_cal_ql and self.learner.critic_kind.conservative.calibrated and has_returns != {True}:
+            refuse(
+                "recorded.returns and replay.returns: calibration needs the return behind every step",
+                "or set critic_kind.conservative.calibrated=False, or critic_kind=IQL()",
+            )
 
 
 def chunk_steps(learner: LearnerConfig) -> int:
