@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import shapes
 import timing
 
-from vla_jax.core import functional
+from vla_jax.core import functional, runtime
 from vla_jax.core.types import Demonstrations, Observation
 from vla_jax.learners.imitation import Imitation, ImitationConfig
 from vla_jax.nets.attention import block_mask
@@ -112,7 +112,8 @@ def main() -> None:
     options = timing.options(parser)
     runs = dict(unroll=True) if options.layers == "unrolled" else dict(remat=True)
     make = layer_case if options.case.startswith("layer") else policy_case
-    timing.run(make(options.case, options.dtype, runs), options)
+    kernels = runtime.kernel_options(jax.default_backend())  # as fit and the server compile
+    timing.run(make(options.case, options.dtype, runs), options, kernels)
 
 
 if __name__ == "__main__":

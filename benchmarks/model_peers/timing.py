@@ -36,10 +36,11 @@ def options(parser: argparse.ArgumentParser, cases: Sequence[str] = CASES) -> ar
     return parsed
 
 
-def run(case: Case, options: argparse.Namespace) -> None:
+def run(case: Case, options: argparse.Namespace, compiler_options: dict[str, Any] | None = None) -> None:
     """Seconds to trace and compile, and of each call after the first two."""
     start = time.perf_counter()
-    compiled = jax.jit(case.step, donate_argnums=0).lower(case.state, *case.inputs).compile()
+    step = jax.jit(case.step, donate_argnums=0, compiler_options=compiler_options)
+    compiled = step.lower(case.state, *case.inputs).compile()
     compile_s = time.perf_counter() - start
     state, seconds = case.state, []
     for _ in range(options.repeats + 2):

@@ -15,6 +15,7 @@ import optax
 import sizes
 import timing
 
+from vla_jax.core import runtime
 from vla_jax.core.types import Observation, Transitions
 from vla_jax.learners.dqc import DQC, DQCConfig
 from vla_jax.learners.rlpd import RLPD, RLPDConfig
@@ -221,7 +222,8 @@ def main() -> None:
         with np.load(options.check) as file:
             check(options.case, dict(file))
     else:
-        timing.run((dqc_case if options.case.startswith("dqc") else rlpd_case)(options.case), options)
+        case = (dqc_case if options.case.startswith("dqc") else rlpd_case)(options.case)
+        timing.run(case, options, runtime.kernel_options(jax.default_backend()))  # as fit compiles
 
 
 if __name__ == "__main__":

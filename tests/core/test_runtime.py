@@ -4,6 +4,10 @@ import os
 import subprocess
 import sys
 
+import jax
+
+from vla_jax.core import runtime
+
 CODE = "{first}; import vla_jax, os; print(os.environ.get('XLA_FLAGS', ''))"
 
 
@@ -28,6 +32,13 @@ def test_a_jaxlib_that_needs_flags_gets_them_and_no_other_does():
 def test_what_the_user_set_is_kept():
     flags = run(XLA_FLAGS="--xla_cpu_use_fusion_emitters=true").stdout
     assert "fusion_emitters=true" in flags and "fusion_emitters=false" not in flags
+
+
+def test_programs_without_simulation_are_compiled_with_other_kernels():
+    """The option reaches the compiler, and only where the flag was set."""
+    options = runtime.kernel_options("cpu")
+    assert bool(options) == needs_flags() and runtime.kernel_options("gpu") == {}
+    assert float(jax.jit(lambda x: x + 1, compiler_options=options)(1.0)) == 2.0
 
 
 def test_too_late_an_import_is_said():

@@ -1,8 +1,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from vla_jax.core import functional
+from vla_jax.core import functional, runtime
 from vla_jax.nets import critics
 
 
@@ -40,8 +41,10 @@ def test_many_chunks_of_one_state_are_scored_as_each_alone():
     np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
-def test_means_made_head_by_head_have_the_values_and_gradients_of_the_plain_ones():
+@pytest.mark.parametrize("num_cores", [1, 2])
+def test_means_made_head_by_head_or_at_once_have_the_values_and_gradients_of_the_plain_ones(num_cores, monkeypatch):
     """In heads, features and chunks; under a vmap too, since seeds may run side by side."""
+    monkeypatch.setattr(runtime, "num_cores", lambda: num_cores)
     net, heads = functional.init_ensemble(
         lambda rngs: critics.ChunkCritic(3, 2, 1, critics.CriticConfig((8,)), rngs), jax.random.key(0), 4
     )
@@ -76,3 +79,4 @@ def test_means_made_head_by_head_have_the_values_and_gradients_of_the_plain_ones
         return (jnp.arange(5.0) * q_values.mean(0)).sum()
 
     jax.tree.map(close, jax.jit(jax.value_and_grad(value))(chunks), jax.jit(jax.value_and_grad(plain_value))(chunks))
+    assert ("while" in jax.jit(value).lower(chunks).as_text()) == (num_cores == 1)

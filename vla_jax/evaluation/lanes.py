@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from vla_jax.core import runtime
 from vla_jax.learners.base import Memory
 
 Start = Callable[[Sequence[int], Sequence[int]], None]  # episodes, and the lanes they start in
@@ -90,7 +91,7 @@ def decider(policy: Decides) -> Callable[..., tuple[Array, Memory]]:
         actions, memory = policy.act(actor_params, key, policy.normalize(observation), memory)
         return policy.unnormalize(actions, observation.state), memory
 
-    return jax.jit(decide) if policy.jit else decide
+    return jax.jit(decide, compiler_options=runtime.kernel_options(jax.default_backend())) if policy.jit else decide
 
 
 def restart(memory: Memory, fresh: Memory, lanes: Sequence[int]) -> Memory:

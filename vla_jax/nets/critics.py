@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
+from vla_jax.core import runtime
 from vla_jax.core.types import Params
 from vla_jax.nets.mlp import MLP, Activation, Norm, activate
 
@@ -99,8 +100,9 @@ def mean_loss(
 ) -> tuple[Float[Array, ""], Any]:
     """The mean over an ensemble of `function(head, features, *rest) -> (loss, aux)`, and that of what comes besides.
 
-    Its gradients in heads and features are made one head after another where the processor is a CPU: what one head
-    holds fits a core's cache, what ten do does not. There is none in `rest`, nor of `aux`.
+    Its gradients in heads and features are made one head after another where one core does it all: what one head holds
+    fits its cache, what ten do does not. Several cores share the work of all heads at once better. There is no gradient
+    in `rest`, nor of `aux`.
     """
     graded = jax.value_and_grad(function, argnums=(0, 1), has_aux=True)
 
@@ -127,7 +129,7 @@ def mean_value(
 ) -> Float[Array, "b"]:
     """The mean over an ensemble of `function(head, chunks)`, with a gradient in the chunks alone; rows must not mix.
 
-    Made one head after another on a CPU, as `mean_loss` is.
+    Made one head after another on one core, as `mean_loss` is.
     """
 
     def with_slope(head: Params):
@@ -141,7 +143,8 @@ def mean_value(
 
 
 def _each_head(function: Callable[[Params], Any], heads: Params) -> Any:
-    return jax.lax.map(function, heads) if jax.default_backend() == "cpu" else jax.vmap(function)(heads)
+    one_core = jax.default_backend() == "cpu" and runtime.num_cores() == 1
+    return jax.lax.map(function, heads) if one_core else jax.vmap(function)(heads)
 
 
 def _mean(tree: Any) -> Any:

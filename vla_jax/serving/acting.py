@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int, UInt32
 
-from vla_jax.core import errors, functional
+from vla_jax.core import errors, functional, runtime
 from vla_jax.core.types import Observation, Params
 from vla_jax.policies.base import HasPrefix, HasVelocity, require
 from vla_jax.samplers.guided import GuidanceOptions, guided_euler, prefix_weights
@@ -77,7 +77,9 @@ class BatchActor:
             previous = Previous(np.zeros(self._chunk_shape, np.float32), 1, 1) if guided else None
             for size in self.batch_sizes:
                 arguments = self._batch([dataclasses.replace(blank, previous=previous)] * size, size, guided)
-                compiled = jax.jit(self._functions[guided]).lower(self._params, *arguments).compile()
+                options = runtime.kernel_options(jax.default_backend())
+                act = jax.jit(self._functions[guided], compiler_options=options)
+                compiled = act.lower(self._params, *arguments).compile()
                 self._compiled[guided, size] = compiled
                 jax.block_until_ready(compiled(self._params, *arguments))
         return self._clock() - start

@@ -14,7 +14,7 @@ from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Int, Key
 
-from vla_jax.core import keys
+from vla_jax.core import keys, runtime
 from vla_jax.core.types import Metrics
 from vla_jax.learners.base import Learner, LearnerState
 from vla_jax.training import sharding
@@ -66,7 +66,9 @@ class TrainStep:
     @functools.cached_property
     def run(self) -> Any:
         copied = sharding.replicated(self.mesh)
-        return jax.jit(self.apply, donate_argnums=0, out_shardings=(self.shardings, copied))
+        options = runtime.kernel_options(self.mesh.devices.flat[0].platform)
+        shardings = (self.shardings, copied)
+        return jax.jit(self.apply, donate_argnums=0, out_shardings=shardings, compiler_options=options)
 
     def apply(self, carry: Carry, batch: Any) -> tuple[Carry, Int[Array, ""]]:
         """The pure function that `run` compiles. Networks learn the mesh from the context (`core/placement.py`)."""
