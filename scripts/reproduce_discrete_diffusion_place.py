@@ -98,7 +98,7 @@ def judge(
 ) -> results.Entry:
     """Success of a trained arm, its tokens decoded otherwise where `decoding` says so."""
     policy = trained.load(run_dir)
-    recipe = policy.recipe if decoding is None else _decoded_by(policy.recipe, decoding)
+    recipe = policy.recipe if decoding is None else decoded_by(policy.recipe, decoding)
     plain = trained.make_learner(recipe)
     learner = MeanOfDraws(plain.policy, plain.optimizer, plain.config, plain.tuning, num_draws)
     policy = dataclasses.replace(policy, recipe=recipe, learner=learner)
@@ -125,7 +125,7 @@ def _changed(recipe: Recipe, options: Options) -> Recipe:
     )
 
 
-def _decoded_by(recipe: Recipe, decoding: MaskedOptions | ReleasedOptions) -> Recipe:
+def decoded_by(recipe: Recipe, decoding: MaskedOptions | ReleasedOptions) -> Recipe:
     decoder = dataclasses.replace(recipe.policy.decoder, decoding=decoding)
     return dataclasses.replace(recipe, policy=dataclasses.replace(recipe.policy, decoder=decoder))
 
