@@ -34,18 +34,24 @@ from vla_jax.learners.rlpd import RLPD, RLPDConfig
 from vla_jax.nets.critics import CriticConfig
 from vla_jax.nets.state_mlp import StateMLP
 from vla_jax.policies.diffusion import DiffusionPolicy
+from vla_jax.samplers.best_of import best_of
 
-TABLE = "expo"
+TABLE, FINAL_EPISODES = "expo", 128
+EARLY = 1000  # env steps
 # The experiment, and changes to EXPO's config; None: another learner
 ARMS: dict[str, tuple[Callable[[], expo_reach.Experiment], dict[str, Any] | None]] = {
     "rlpd": (expo_reach.quick, None),
     "best_of_8": (expo_reach.quick, {"edited": False}),
     "no_lookahead": (expo_reach.quick, {"backup": "one_sample"}),
     "expo": (expo_reach.quick, {}),
-    "steady_best_of_8": (expo_reach.steady, {"edited": False}),
-    "steady_expo": (expo_reach.steady, {}),
+    "fine_rlpd": (expo_reach.fine, None),
+    "fine_best_of_8": (expo_reach.fine, {"edited": False}),
+    "fine_expo": (expo_reach.fine, {}),
     "sharp_best_of_8": (expo_reach.sharp, {"edited": False}),
     "sharp_expo": (expo_reach.sharp, {}),
+    "long_rlpd": (expo_reach.long, None),
+    "long_best_of_8": (expo_reach.long, {"edited": False}),
+    "long_expo": (expo_reach.long, {}),
 }
 PROMPTS = PromptTable(jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool))
 CONSOLE = rich.console.Console(highlight=False)
@@ -63,6 +69,7 @@ class Outcome(NamedTuple):
     curve: Bool[Array, "points episodes"]  # success before learning, then after every part of it
     final: Bool[Array, "episodes"]
     base_side: Bool[Array, "episodes"]  # which goal the base alone heads for in the end
+    within_reach: Bool[Array, "episodes"]  # success before learning, if choice and edit knew where the goals are
     demonstrated: Float[Array, ""]  # success of the demonstrations
 
 
@@ -83,7 +90,7 @@ def main() -> None:
         for i, seed in enumerate(options.seeds):
             outcome = jax.tree.map(lambda leaf, i=i: leaf[i], outcomes)
             results.append(Path(options.results), f"seed{seed}", _entries(arm, outcome, experiment, seed, seconds))
-        for name in ("curve", "final", "base_side"):
+        for name in ("curve", "final", "base_side", "within_reach"):
             shown = getattr(outcomes, name).mean(-1)
             CONSOLE.print(f"  {name}: {np.round(shown.mean(0), 2)}, by seed {np.round(shown, 2).tolist()}")
 
@@ -105,10 +112,11 @@ def run_arm(experiment: expo_reach.Experiment, changes: dict[str, Any] | None, k
         return carry, judge(env, learner, carry[1], judge_key, experiment.evaluation_episodes)
 
     before = judge(env, learner, state, keys[3], experiment.evaluation_episodes)
+    reachable = _within_reach(env, learner, state, keys[3]) if isinstance(learner, EXPO) else before
     (_, state), after = jax.lax.scan(part, (collector, state), jax.random.split(keys[4], experiment.num_evaluations))
-    final = judge(env, learner, state, keys[5], 256)
+    curve, final = jnp.concatenate([before[None], after]), judge(env, learner, state, keys[5], FINAL_EPISODES)
     side = _base_side(env, learner, state, keys[5]) if isinstance(learner, EXPO) else final
-    return Outcome(jnp.concatenate([before[None], after]), final, side, demonstrated)
+    return Outcome(curve, final, side, reachable, demonstrated)
 
 
 # --- demonstrations and learners --------------------------------------------------------------------------------------
@@ -230,7 +238,25 @@ def judge(env: ChunkedEnv, learner, state, key: Key[Array, ""], num_episodes: in
 def _base_side(env: ChunkedEnv, learner: EXPO, state, key: Key[Array, ""]) -> Bool[Array, "episodes"]:
     base = learner.actor(state)["base"]
     act = lambda key, observation: learner.embed(base, key, observation).candidates[:, 0]  # noqa: E731
-    return _play(env, act, key, 256).physics[:, 0] > 0
+    return _play(env, act, key, FINAL_EPISODES).physics[:, 0] > 0
+
+
+def _within_reach(env: ChunkedEnv, learner: EXPO, state, key: Key[Array, ""]) -> Bool[Array, "episodes"]:
+    """Success of the base's samples, with the best edits where the learner edits, chosen by the distance to a goal."""
+    base, task, scale = learner.actor(state)["base"], env.env.env, learner.config.edit_scale
+
+    def distance(position, action):
+        return task.judge(position, task.move(position, jnp.clip(action, -1, 1))).info["goal_distance"]
+
+    def act(key, observation):
+        candidates, positions = learner.embed(base, key, observation).candidates, observation.state
+        if learner.config.edited:
+            wanted = jax.vmap(task.straight)(positions)[:, None, None]
+            candidates = candidates + jnp.clip(wanted - candidates, -scale, scale)
+        distances = jax.vmap(jax.vmap(distance, (None, 0)))(positions, candidates[:, :, 0])
+        return best_of(candidates, -distances)
+
+    return _play(env, act, key, FINAL_EPISODES).success
 
 
 def _play(env: ChunkedEnv, act: Callable, key: Key[Array, ""], num_episodes: int):
@@ -245,12 +271,15 @@ def _play(env: ChunkedEnv, act: Callable, key: Key[Array, ""], num_episodes: int
 
 
 def _entries(arm: str, outcome: Outcome, experiment: expo_reach.Experiment, seed: int, seconds: float):
-    """Success over the whole run and at its end, the share of the base's episodes that go right, and the cost."""
+    """Success over the run, its beginning and at its end, which way the base goes, what was within reach; the cost."""
     account = manifest.manifest(seeds=(seed,), recipe=experiment)
     account["cost"] = {"env_steps": experiment.env_steps, "seconds": round(seconds, 1)}
     found = {"area": outcome.curve.ravel(), "final": outcome.final}
+    early = min(EARLY * experiment.num_evaluations // experiment.env_steps, experiment.num_evaluations)
+    if early >= 10:  # enough points for an area
+        found["early"] = outcome.curve[: early + 1].ravel()
     if not arm.endswith("rlpd"):
-        found["base_right"] = outcome.base_side
+        found |= {"base_right": outcome.base_side, "within_reach": outcome.within_reach}
     for cell, values in found.items():
         interval = statistics.wilson(int(values.sum()), values.size)
         records = {cell: values.astype(int).tolist()}

@@ -20,11 +20,39 @@ def test_an_arm_gives_a_curve_and_entries_of_a_table():
     # unoptimized code: compiling is what takes time
     outcome = jax.jit(run, compiler_options={"xla_backend_optimization_level": 0})(jax.random.key(0))
     outcome = jax.device_get(outcome)
-    assert outcome.curve.shape == (3, 8) and outcome.final.shape == (256,)
-    entries = list(reproduce_expo._entries("expo", outcome, experiment, 0, 1.0))
-    assert {entry.cell for entry in entries} == {"area", "final", "base_right"}
-    area = next(entry for entry in entries if entry.cell == "area")
-    np.testing.assert_allclose(area.mean, outcome.curve.mean(), rtol=1e-6)
+    assert outcome.curve.shape == (3, 8) and outcome.final.shape == outcome.within_reach.shape == (128,)
+    entries = {entry.cell: entry for entry in reproduce_expo._entries("expo", outcome, experiment, 0, 1.0)}
+    assert set(entries) == {"area", "final", "base_right", "within_reach"}  # two evaluations are no early area
+    np.testing.assert_allclose(entries["area"].mean, outcome.curve.mean(), rtol=1e-6)
+
+
+def test_early_success_is_that_of_the_evaluations_in_the_first_thousand_steps():
+    curve = np.zeros((31, 32), bool)
+    curve[:11], curve[20:] = True, True  # before learning and at 100, 200, ... 1,000 steps
+    of_curve = reproduce_expo.Outcome(curve, curve[0], curve[0], curve[0], np.float32(0))
+    entries = {e.cell: e for e in reproduce_expo._entries("rlpd", of_curve, expo_reach.quick(), 0, 1.0)}
+    assert set(entries) == {"area", "early", "final"}
+    assert entries["early"].mean == 1 and entries["early"].episodes == 11 * 32
+    assert 0.7 < entries["area"].mean < 0.8
+
+
+def test_everything_is_within_reach_of_edits_of_any_size_and_nothing_of_an_untrained_base():
+    small = dataclasses.replace(TINY.env, radius=0.005)
+    env = reproduce_expo.ChunkedEnv(reproduce_expo.BatchedEnv(small.make(reproduce_expo.PROMPTS)))
+
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    def within_reach(key):
+        rows = reproduce_expo.reach.demonstrate(env.env.env, key, 4, TINY.demonstrator)
+        untrained = dataclasses.replace(TINY, imitation_updates=1)
+        demonstrations = reproduce_expo._buffer(rows.replace(extras={}))
+        learners = [
+            reproduce_expo._learner(untrained, changes, demonstrations, key)
+            for changes in ({"edit_scale": 3.0}, {"edited": False, "num_base_samples": 1})
+        ]
+        return [reproduce_expo._within_reach(env, *learner, key).mean() for learner in learners]
+
+    edited, alone = within_reach(jax.random.key(0))
+    assert edited == 1 and alone < 0.1
 
 
 def test_rlpd_learns_in_the_same_loop():

@@ -97,9 +97,12 @@ class ReachEnv(PlanarEnv):
         return physics
 
     def expert(self, state: EnvState) -> Float[Array, "2"]:
-        """Straight to the goal that is nearer."""
+        return self.straight(state.physics)
+
+    def straight(self, position: Float[Array, "2"]) -> Float[Array, "2"]:
+        """The action that goes to the goal that is nearer."""
         goal = jnp.array(self.config.goal)
-        return toward(state.physics, jnp.where(state.physics @ goal >= 0, goal, -goal), self.config.stride)
+        return toward(position, jnp.where(position @ goal >= 0, goal, -goal), self.config.stride)
 
 
 def toward(position: Float[Array, "2"], aim: Float[Array, "2"], stride: float) -> Float[Array, "2"]:
