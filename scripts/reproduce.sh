@@ -58,9 +58,12 @@ dqc_ogbench() { # needs the extra ogbench: two trainings per seed, ten minutes o
 
 pa_rl() { # the maze of a point, minutes per seed and class
   "$bin/python" scripts/reproduce_pa_rl.py --seeds 0 1 2 3 4
-  "$bin/python" scripts/reproduce_pa_rl.py --policies flow bins discrete_diffusion --arms pa_rl --seeds 0 1 2
-  "$bin/python" scripts/reproduce_pa_rl.py --judge
-  "$bin/vla-jax" table pa_rl
+  "$bin/python" scripts/reproduce_pa_rl.py --policies flow bins --arms pa_rl --seeds 0 1 2
+  "$bin/python" scripts/reproduce_pa_rl.py --table pa_rl_slow --policies discrete_diffusion --arms pa_rl --seeds 0 1 2
+  for table in pa_rl pa_rl_slow; do
+    "$bin/python" scripts/reproduce_pa_rl.py --table "$table" --judge
+    "$bin/vla-jax" table "$table"
+  done
 }
 
 [ $# -gt 0 ] || set -- demo tabletop_vla libero discrete_diffusion_vla discrete_diffusion_place expo serl dqc dqc_ogbench pa_rl

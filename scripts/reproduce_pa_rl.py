@@ -21,7 +21,7 @@ import numpy as np
 import optax
 import rich.console
 import tyro
-from jaxtyping import Array, Bool, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 import vla_jax  # noqa: F401  (first: sets XLA's CPU flags before jax starts)
 from recipes import pa_rl_maze
@@ -85,20 +85,17 @@ def run(table: str, policy: str, seed: int, arms: tuple[str, ...]) -> list[resul
     env = study.env.make(PROMPTS)
     report = functools.partial(judge, table, study, env, seed)
     demonstrations = as_buffer(study, record(study, env, seed))
-    constructor = study.policy.constructor()
-    imitation = Imitation(constructor, optax.adam(study.imitation_lr), ImitationConfig(ema_decay=0.995))
+    imitation = make_imitation(study)
     began = time.monotonic()
     base = imitate(study, imitation, demonstrations, keys.stream(seed, "imitation"))
     entries = report(f"{policy}_imitation", imitation, base, time.monotonic() - began, 0)
     trained: dict[PARLConfig, PARLState] = {}
     for arm in arms:
-        config, began = ARMS[arm](study.learner), time.monotonic()
-        sizes = (pa_rl_maze.ACTION_DIM, pa_rl_maze.STATE_DIM)
-        learner = PARL(constructor, *sizes, optax.adam(study.critic_lr), optax.adam(study.policy_lr), config)
-        critic_config = offline(config)
+        began = time.monotonic()
+        learner = make_learner(study, arm)
+        critic_config = offline(learner.config)
         if critic_config not in trained:  # arms that differ in their online phase share the one before
-            fresh = learner.with_base(learner.init(keys.stream(seed, "critic")), base, keys.stream(seed, "adapters"))
-            trained[critic_config] = train_critic(study, learner, fresh, demonstrations, keys.stream(seed, "offline"))
+            trained[critic_config] = train_critic(study, learner, base, demonstrations, seed)
             if arm == "pa_rl":
                 actor = learner.actor(trained[critic_config])
                 entries += report(f"{policy}_critic_only", learner, actor, time.monotonic() - began, 0)
@@ -108,6 +105,16 @@ def run(table: str, policy: str, seed: int, arms: tuple[str, ...]) -> list[resul
         seconds = time.monotonic() - began
         entries += report(f"{policy}_{arm}", learner, learner.actor(state), seconds, int(env_steps))
     return entries
+
+
+def make_imitation(study: Study) -> Imitation:
+    return Imitation(study.policy.constructor(), optax.adam(study.imitation_lr), ImitationConfig(ema_decay=0.995))
+
+
+def make_learner(study: Study, arm: str) -> PARL:
+    sizes = (pa_rl_maze.ACTION_DIM, pa_rl_maze.STATE_DIM)
+    optimizers = (optax.adam(study.critic_lr), optax.adam(study.policy_lr))
+    return PARL(study.policy.constructor(), *sizes, *optimizers, ARMS[arm](study.learner))
 
 
 # --- data -------------------------------------------------------------------------------------------------------------
@@ -165,10 +172,10 @@ def imitate(study: Study, learner: Imitation, buffer: device.ReplayBuffer, key: 
     return jax.block_until_ready(learner.actor(train(state, train_key, buffer)))  # its seconds are its own
 
 
-def train_critic(
-    study: Study, learner: PARL, state: PARLState, buffer: device.ReplayBuffer, key: Key[Array, ""]
-) -> PARLState:
-    """The critic alone on the demonstrations. The policy is frozen, so it proposes once per row."""
+def train_critic(study: Study, learner: PARL, base: Params, buffer: device.ReplayBuffer, seed: int) -> PARLState:
+    """A critic around the policy with parameters `base`, on the demonstrations alone. The policy is frozen, so it
+    proposes once per row."""
+    state = learner.with_base(learner.init(keys.stream(seed, "critic")), base, keys.stream(seed, "adapters"))
     learner = dataclasses.replace(learner, config=offline(learner.config))
 
     @jax.jit
@@ -187,7 +194,7 @@ def train_critic(
 
         return jax.lax.scan(step, state, jax.random.split(train_key, study.offline_steps))
 
-    state, metrics = train(state, key, buffer)
+    state, metrics = train(state, keys.stream(seed, "offline"), buffer)
     late = {name: float(values[-200:].mean()) for name, values in metrics.items()}
     CONSOLE.print("  critic: " + ", ".join(f"{name} {value:.3g}" for name, value in late.items()))
     return state
@@ -197,10 +204,38 @@ def experience(
     study: Study, env: maze.MazeEnv, learner: PARL, state: PARLState, demos: device.ReplayBuffer, seed: int
 ) -> tuple[PARLState, Array]:
     """Collect, distil, train the critic, and again; the state and how many control steps were run."""
+    buffer = empty_experience(study, env, demos)
+
+    @jax.jit
+    def train(state, buffer, demos, key):
+        def epoch(carry, key):
+            return collect_and_learn(study, env, learner, carry, demos, key)
+
+        return jax.lax.scan(epoch, (state, buffer), jax.random.split(key, study.collections))
+
+    (state, _), (success, env_steps) = train(state, buffer, demos, keys.stream(seed, "experience"))
+    CONSOLE.print("  success while collecting: " + " ".join(f"{rate:.2f}" for rate in np.asarray(success)))
+    return state, env_steps.sum()
+
+
+def empty_experience(study: Study, env: maze.MazeEnv, demos: device.ReplayBuffer) -> device.ReplayBuffer:
+    """A buffer for all experience, with rows like those of `demos`."""
+    decisions = env.spec.episode_length // pa_rl_maze.HORIZON
+    first = jax.tree.map(lambda leaf: leaf[0], demos.rows)
+    return device.init(study.collections * study.episodes_per_collection * decisions, first)
+
+
+def collect_and_learn(
+    study: Study,
+    env: maze.MazeEnv,
+    learner: PARL,
+    carry: tuple[PARLState, device.ReplayBuffer],
+    demos: device.ReplayBuffer,
+    key: Key[Array, ""],
+) -> tuple[tuple[PARLState, device.ReplayBuffer], tuple[Float[Array, ""], Int[Array, ""]]]:
+    """One collection and the updates behind it; success while collecting and control steps run."""
     decisions = env.spec.episode_length // pa_rl_maze.HORIZON
     num_updates = round(study.updates_per_decision * decisions * study.episodes_per_collection)
-    first = jax.tree.map(lambda leaf: leaf[0], demos.rows)
-    buffer = device.init(study.collections * study.episodes_per_collection * decisions, first)
 
     def updates(state: PARLState, key: Key[Array, ""], buffers: tuple[device.ReplayBuffer, ...]) -> PARLState:
         samplers = [functools.partial(device.sample, each) for each in buffers]
@@ -221,20 +256,11 @@ def experience(
             state, _ = jax.lax.scan(policy_step, state, policy_keys)
         return jax.lax.scan(critic_step, state, critic_keys)[0]
 
-    @jax.jit
-    def train(state, buffer, demos, key):
-        def epoch(carry, key):
-            state, buffer = carry
-            collect_key, update_key = jax.random.split(key)
-            rows, runs, success = collect(study, env, learner, learner.actor(state), collect_key)
-            buffer = device.insert(buffer, rows, runs)
-            return (updates(state, update_key, (demos, buffer)), buffer), (success.mean(), rows.action_mask.sum())
-
-        return jax.lax.scan(epoch, (state, buffer), jax.random.split(key, study.collections))
-
-    (state, _), (success, env_steps) = train(state, buffer, demos, keys.stream(seed, "experience"))
-    CONSOLE.print("  success while collecting: " + " ".join(f"{rate:.2f}" for rate in np.asarray(success)))
-    return state, env_steps.sum()
+    state, buffer = carry
+    collect_key, update_key = jax.random.split(key)
+    rows, runs, success = collect(study, env, learner, learner.actor(state), collect_key)
+    buffer = device.insert(buffer, rows, runs)
+    return (updates(state, update_key, (demos, buffer)), buffer), (success.mean(), rows.action_mask.sum())
 
 
 def collect(
