@@ -4,9 +4,10 @@
 
 Four arms with the same networks, update ratio and budget: SAC alone; SAC whose buffer starts with the demonstrations;
 RLPD, whose every batch is half demonstrations; and RLPD without LayerNorm. Two more ask whether the frame of the tool
-carries over to another place. The task is the suite's pick-cube at state level, with the gripper on slides and the
-sparse reward. Demonstrations are scripted, with jitter on every action. The seeds of an arm run side by side in one
-program, which costs little more than one of them.
+carries over to another place, one gives the grip to HIL-SERL's DQN, and one sees the cube in pictures. The task is the
+suite's pick-cube, with the gripper on slides and the sparse reward. Demonstrations are scripted, with jitter on every
+action. The seeds of an arm run side by side in one program, which costs little more than one of them; those with
+pictures, whose convolutions would not, run one after the other.
 """
 
 import dataclasses
@@ -25,16 +26,18 @@ from jaxtyping import Array, Float, Key
 import vla_jax  # noqa: F401  (first: sets XLA's CPU flags before jax starts)
 from recipes import serl_pick_cube
 from vla_jax.core import runtime
-from vla_jax.core.types import PromptTable, Transitions
+from vla_jax.core.types import Observation, PromptTable, Transitions
 from vla_jax.data.replay import device as replay
 from vla_jax.data.replay import mixing
 from vla_jax.envs.base import EnvState
 from vla_jax.envs.mjx import experts
 from vla_jax.envs.wrappers import BatchedEnv, ChunkedEnv, reset_where
 from vla_jax.evaluation import manifest, results, statistics
+from vla_jax.learners.hil_serl import HilSerl, HilSerlState
 from vla_jax.learners.rlpd import RLPD, RLPDState
 
 TABLE = "serl"
+_ONCE = {"xla_backend_optimization_level": 0}  # of what runs once and takes longer to compile
 CONSOLE = rich.console.Console(highlight=False)
 
 
@@ -49,7 +52,7 @@ class Options:
 class Run(struct.PyTreeNode):
     """What goes on between two decisions."""
 
-    learner: RLPDState
+    learner: RLPDState | HilSerlState
     env: EnvState
     online: replay.ReplayBuffer
 
@@ -67,7 +70,7 @@ class Trainer:
     recipe: serl_pick_cube.PickCubeRecipe
     env: ChunkedEnv
     shifted_env: ChunkedEnv
-    learner: RLPD
+    learner: RLPD | HilSerl
 
     @classmethod
     def of(cls, recipe: serl_pick_cube.PickCubeRecipe) -> "Trainer":
@@ -96,8 +99,9 @@ class Trainer:
         row = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), flat)
         buffer = replay.insert(replay.init(valid.size, row), flat, valid)
         weight = valid[:, None] / valid.sum()
-        mean = (flat.observation * weight).sum(0)
-        std = jnp.sqrt((jnp.square(flat.observation - mean[None]) * weight).sum(0))
+        state = _state_of(flat.observation)
+        mean = (state * weight).sum(0)
+        std = jnp.sqrt((jnp.square(state - mean[None]) * weight).sum(0))
         return Demonstrations(buffer, mean, jnp.maximum(std, 0.02))
 
     def start(self, key: Key[Array, ""], demos: Demonstrations) -> Run:
@@ -116,7 +120,8 @@ class Trainer:
         def decide(run: Run, key):
             explore_key, reset_key, sample_key, update_key = jax.random.split(key, 4)
             actor, finished = self.learner.actor(run.learner), run.env.done
-            actions = self.learner.explore(actor, explore_key, _normalized(demos, self._state(run.env)))
+            view, _ = self.learner.observe(actor, explore_key, _normalized(demos, self._look(run.env)))
+            actions = self.learner.explore(actor, explore_key, view)
             chunk = self.env.step(run.env, actions)
             online = replay.insert(run.online, self._row(run.env, actions, chunk), ~finished)
             states = reset_where(self.env, chunk.state, jax.random.split(reset_key, self.recipe.num_envs), finished)
@@ -138,8 +143,8 @@ class Trainer:
         states = env.reset(jax.random.split(key, self.recipe.eval_episodes))
 
         def step(states, _):
-            actions = self.learner.gaussian.bind(actor["head"]).mode(_normalized(demos, self._state(states)))
-            return env.step(states, actions[:, None]).state, None
+            actions, _ = self.learner.act(actor, key, _normalized(demos, self._look(states)), ())
+            return env.step(states, actions).state, None
 
         states, _ = jax.lax.scan(step, states, None, env.spec.episode_length)
         return states.success, states.env_step
@@ -157,17 +162,24 @@ class Trainer:
             return experts.expert(env, state)
         return env.to_tool(state, experts.expert(env.env, env.unwrapped(state)))
 
-    def _state(self, states: EnvState) -> Float[Array, "b s"]:
-        return self.env.observe(states).state  # pictures are not asked for, so the compiler leaves them out
+    def _look(self, states: EnvState) -> Observation | Float[Array, "b s"]:
+        return self.recipe.sees(self.env.observe(states))  # pictures not asked for are left out by the compiler
 
     def _row(self, states: EnvState, actions, chunk) -> Transitions:
-        after = self._state(chunk.state)
-        return Transitions(self._state(states), actions, chunk.rewards, chunk.discounts, chunk.mask, after, {})
+        after = self._look(chunk.state)
+        return Transitions(self._look(states), actions, chunk.rewards, chunk.discounts, chunk.mask, after, {})
 
 
-def _normalized(demos: Demonstrations, state: Float[Array, "*b s"]) -> Float[Array, "*b s"]:
+def _state_of(seen: Observation | Float[Array, "*b s"]) -> Float[Array, "*b s"]:
+    return seen.state if isinstance(seen, Observation) else seen
+
+
+def _normalized(demos: Demonstrations, seen: Observation | Float[Array, "*b s"]):
+    """What was seen, with its state normalized."""
+    state = _state_of(seen)
     ones = (1,) * (state.ndim - 1)
-    return (state - demos.mean.reshape(*ones, -1)) / demos.std.reshape(*ones, -1)
+    normal = (state - demos.mean.reshape(*ones, -1)) / demos.std.reshape(*ones, -1)
+    return seen.replace(state=normal) if isinstance(seen, Observation) else normal
 
 
 def main() -> None:
@@ -177,7 +189,10 @@ def main() -> None:
         recipe = serl_pick_cube.ARMS[arm]()
         if options.env_steps is not None:
             recipe = dataclasses.replace(recipe, env_steps=options.env_steps)
-        train(arm, Trainer.of(recipe), options)
+        trainer = Trainer.of(recipe)
+        together = [options.seeds] if recipe.pixels is None else [(seed,) for seed in options.seeds]
+        for seeds in together:
+            train(arm, trainer, dataclasses.replace(options, seeds=seeds))
 
 
 def train(arm: str, trainer: Trainer, options: Options) -> None:
@@ -186,7 +201,7 @@ def train(arm: str, trainer: Trainer, options: Options) -> None:
     keys = jnp.stack([jax.random.key(seed) for seed in options.seeds])
     fold = jax.vmap(jax.random.fold_in, (0, None))
     demos = jax.jit(jax.vmap(trainer.demonstrate))(fold(keys, 0))
-    run = jax.jit(jax.vmap(trainer.start))(fold(keys, 1), demos)
+    run = jax.jit(jax.vmap(trainer.start), compiler_options=_ONCE)(fold(keys, 1), demos)
     block = jax.jit(jax.vmap(trainer.block), donate_argnums=0)
     evaluate = jax.jit(jax.vmap(functools.partial(trainer.evaluate, shifted=False)))
     curves = []

@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from vla_jax.core import errors, functional, images
 from vla_jax.core.types import Metrics, Observation, Params, Transitions
-from vla_jax.learners.base import Memory
+from vla_jax.learners.base import Memory, scan_updates
 from vla_jax.losses import td
 from vla_jax.nets.mlp import MLP, Activation, Norm
 
@@ -164,9 +164,8 @@ class HilSerl:
         moves = batch.replace(actions=batch.actions[..., :-1])
         arm, metrics = self.arm.update(state.arm, arm_key, moves)
         rows = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), batch)
-        keys = jax.random.split(grasp_key, rows.rewards.shape[0])
-        state, grasp_metrics = jax.lax.scan(self._grasp_step, state.replace(arm=arm), (keys, rows))
-        return state.replace(step=state.step + 1), metrics | jax.tree.map(jnp.mean, grasp_metrics)
+        state, grasp_metrics = scan_updates(self._grasp_step, state.replace(arm=arm), grasp_key, rows)
+        return state.replace(step=state.step + 1), metrics | grasp_metrics
 
     def _grasp_step(self, state: HilSerlState, inputs) -> tuple[HilSerlState, Metrics]:
         key, batch = inputs
