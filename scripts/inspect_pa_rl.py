@@ -4,7 +4,8 @@
 
 Trains as `reproduce_pa_rl.py` does, and after every collection runs the 256 initial states by the critic's choice and
 by the policy alone. After `look_after` collections it goes to where the first failing episode ended, draws the policy's
-samples there and prints, for each, what every head says and the return that running it and acting on really gives.
+samples there and prints, for each, what every head says and the return that running it and acting on really gives; and
+how often the critic's choice among more or fewer samples arrives.
 """
 
 import dataclasses
@@ -133,6 +134,11 @@ def look(study, env, learner, actor, episodes, buffers: tuple[device.ReplayBuffe
     for index in np.argsort(-heads.mean(axis=0)):
         chunk = np.asarray(chunks[0, index]).round(2).tolist()
         CONSOLE.print(f"  {chunk}: values {heads[:, index].round(2)}, return {returns[index]:.2f}")
+    for count in (2, 4, 16, 64):
+        ascent = dataclasses.replace(learner.config.ascent, num_kept=min(count, learner.config.ascent.num_kept))
+        config = dataclasses.replace(learner.config, num_samples=count, ascent=ascent)
+        rate = run(env, dataclasses.replace(learner, config=config), True, actor)[0].mean()
+        CONSOLE.print(f"  the critic's choice among {count} samples: {rate:.1%}")
 
 
 if __name__ == "__main__":
