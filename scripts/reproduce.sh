@@ -28,7 +28,7 @@ discrete_diffusion_vla() { # a toy, five minutes per seed
   "$bin/vla-jax" table discrete_diffusion_vla
 }
 
-discrete_diffusion_place() { # on a robot task: three trainings per seed, ten minutes of one core together
+discrete_diffusion_place() { # on a robot task: three trainings per seed, half an hour of one core together
   "$bin/python" scripts/reproduce_discrete_diffusion_place.py --seeds 0 1 2
   "$bin/vla-jax" table discrete_diffusion_place
 }
