@@ -84,7 +84,7 @@ def sharp() -> Experiment:
     """The edit is needed: discs of 0.02 of an action around what is 0.04 per entry beyond the demonstrations.
 
     The point is at a goal after one step and has two. What the base has learned spreads more than its demonstrations
-    (0.03 of an action instead of 0.005), so that in many steps the choice would get there without edits.
+    (0.05 of an action instead of 0.005), so that in many steps the choice would get there without edits.
     """
     full = quick()
     return dataclasses.replace(
@@ -94,6 +94,11 @@ def sharp() -> Experiment:
         demonstrator=DemonstratorConfig(aim_range=(0.0, 0.0), shift=(0.04, 0.04), noise=0.005),
         imitation_updates=10_000,
     )
+
+
+def sharp_in_small_strides() -> Experiment:
+    """The second check as it does not work: the base spreads forty times as far as demonstrations, and has 16 steps."""
+    return dataclasses.replace(sharp(), env=ReachConfig(radius=0.002), imitation_updates=quick().imitation_updates)
 
 
 def paper() -> Experiment:

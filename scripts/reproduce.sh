@@ -33,7 +33,7 @@ discrete_diffusion_place() { # on a robot task: three trainings per seed, half a
   "$bin/vla-jax" table discrete_diffusion_place
 }
 
-expo() { # eight arms, two minutes of one core each
+expo() { # nine arms of two minutes of one core each, and three of twenty
   "$bin/python" scripts/reproduce_expo.py --seeds 0 1 2 3 4
   "$bin/vla-jax" table expo
 }
