@@ -139,9 +139,7 @@ class GemmaBlock(nnx.Module):
         kinds = [self.rotary] if self.local is None else [self.rotary, self.local.rotary]
         return tuple(Rotation.by(kind.angles(positions, self.head_dim)) for kind in kinds)
 
-    def project(
-        self, x: Float[Array, "b n d"], rotations: tuple[Rotation, ...], layer: Int[Array, ""], condition=None
-    ):
+    def project(self, x: Float[Array, "b n d"], rotations: tuple[Rotation, ...], layer: Int[Array, ""], condition=None):
         """Rotated queries and keys, values, and the gate that `finish` wants back; `layer` counts from 0."""
         y, gate = self.attention_norm(x, condition)
         query, key = self.query(y), self.key(y)
