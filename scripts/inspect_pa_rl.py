@@ -132,7 +132,7 @@ def look(study, env, learner, actor, episodes, buffers: tuple[device.ReplayBuffe
     heads = np.asarray(learner.ensemble.q_values(actor["critic"], observation.state, chunks))[:, 0]
     returns = np.asarray(true_returns(study, env, learner, actor, jnp.asarray(place), chunks[0], key))
     for index in np.argsort(-heads.mean(axis=0)):
-        chunk = np.asarray(chunks[0, index]).round(2).tolist()
+        chunk = np.asarray(chunks[0, index], float).round(2).tolist()
         CONSOLE.print(f"  {chunk}: values {heads[:, index].round(2)}, return {returns[index]:.2f}")
     for count in (2, 4, 16, 64):
         ascent = dataclasses.replace(learner.config.ascent, num_kept=min(count, learner.config.ascent.num_kept))
