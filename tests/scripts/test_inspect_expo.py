@@ -1,6 +1,4 @@
-"""What a base can reach is counted in the units that its spread is told in."""
-
-import dataclasses
+"""What the imitated base can reach in the settings of EXPO's small reproduction."""
 
 import jax
 import numpy as np
@@ -9,14 +7,12 @@ from recipes import expo_reach
 from scripts import inspect_expo
 
 
-def test_a_goal_wider_than_the_base_spreads_is_hit_by_every_sample():
-    sharp = expo_reach.sharp()
-    env = dataclasses.replace(sharp.env, radius=0.25)
-    experiment = dataclasses.replace(sharp, env=env, imitation_updates=3000, num_demonstrations=20)
-    found = jax.jit(inspect_expo.inspect, static_argnums=0)(experiment, jax.random.key(0))
-    assert (np.asarray(found["spread"]) < 0.2).all()  # the demonstrations show 0.005
-    assert found["hits"] > 0.8
-    assert found["within_reach_of_choice"] == found["within_reach_of_edits"] == 1
+def test_goals_beside_the_demonstrations_are_within_reach_of_edits_and_hardly_of_the_choice():
+    found = jax.jit(inspect_expo.inspect, static_argnums=0)(expo_reach.sharp(), jax.random.key(0))
+    # the goal is 0.04 away per entry: a base that spread much more, or none at all, would be another task
+    assert (np.asarray(found["spread"]) < 0.1).all() and (np.abs(np.asarray(found["mean"])) < 0.03).all()
+    assert found["hits"] < 0.05
+    assert found["within_reach_of_edits"] > 0.9 > found["within_reach_of_choice"] + 0.3
 
 
 def test_every_setting_builds():
