@@ -59,6 +59,7 @@ dqc_ogbench() { # needs the extra ogbench: two trainings per seed, ten minutes o
 pa_rl() { # the maze of a point, minutes per seed and class
   "$bin/python" scripts/reproduce_pa_rl.py --seeds 0 1 2 3 4
   "$bin/python" scripts/reproduce_pa_rl.py --policies flow bins --arms pa_rl --seeds 0 1 2
+  "$bin/python" scripts/reproduce_pa_rl.py --policies discrete_diffusion --seeds 0 1 2 --arms # imitation alone
   "$bin/python" scripts/reproduce_pa_rl.py --table pa_rl_slow --policies discrete_diffusion --arms pa_rl --seeds 0 1 2
   for table in pa_rl pa_rl_slow; do
     "$bin/python" scripts/reproduce_pa_rl.py --table "$table" --judge
