@@ -1,7 +1,7 @@
 """DQC on OGBench with low-dimensional goals, and the baselines that the same code makes by other lengths.
 
     python -m data_pipelines.ogbench generate --env cube-single --steps 100000 --out runs/ogbench/cube-single-play
-    vla-jax train recipes/dqc_ogbench.py:quick --run runs/dqc        # 20,000 updates: six minutes on one CPU core
+    vla-jax train recipes/dqc_ogbench.py:quick --run runs/dqc        # 30,000 updates: nine minutes on one CPU core
     vla-jax eval runs/dqc                                            # success over OGBench's five tasks
     python scripts/reproduce_dqc_ogbench.py --methods dqc q_chunking --seeds 0 1 2
 
@@ -40,7 +40,7 @@ def quick(method: str = "dqc", seed: int = 0) -> Recipe:
     """Networks of 2 x 256 on 100,000 transitions of cube-single."""
     critic = CriticConfig((256, 256), norm="after", activation="gelu", output_scale=1.0)
     learner = dataclasses.replace(METHODS[method], critic=critic)
-    return _recipe(f"dqc_ogbench/{method}", learner, num_cubes=1, env="cube-single", steps=20_000, seed=seed)
+    return _recipe(f"dqc_ogbench/{method}", learner, num_cubes=1, env="cube-single", steps=30_000, seed=seed)
 
 
 def paper() -> Recipe:

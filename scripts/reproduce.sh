@@ -38,7 +38,7 @@ expo() { # nine arms of two minutes of one core each, and three of twenty
   "$bin/vla-jax" table expo
 }
 
-serl() { # six arms, three minutes of one core each for all seeds; then the classifier, a minute per seed
+serl() { # seven arms, three minutes of one core each for all seeds, and one of pictures, half an hour; the classifier
   "$bin/python" scripts/reproduce_serl.py --seeds 0 1 2
   "$bin/python" scripts/reproduce_serl_classifier.py --seeds 0 1 2
   "$bin/vla-jax" table serl
@@ -50,7 +50,7 @@ dqc() { # a chain, a minute of one core per method and seed
   "$bin/vla-jax" table dqc
 }
 
-dqc_ogbench() { # needs the extra ogbench: two trainings per seed, ten minutes of one core each
+dqc_ogbench() { # needs the extra ogbench: three trainings per seed, a quarter of an hour of one core each
   "$bin/python" -m data_pipelines.ogbench generate --env cube-single --steps 100000 --out runs/ogbench/cube-single-play
   "$bin/python" scripts/reproduce_dqc_ogbench.py --seeds 0 1 2
   "$bin/vla-jax" table dqc_ogbench

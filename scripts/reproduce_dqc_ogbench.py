@@ -1,7 +1,7 @@
 """DQC on OGBench's cube-single: trained offline, judged by OGBench's five tasks. Minutes per run on one CPU core.
 
     python -m data_pipelines.ogbench generate --env cube-single --steps 100000 --out runs/ogbench/cube-single-play
-    python scripts/reproduce_dqc_ogbench.py --methods dqc q_chunking --seeds 0 1 2
+    python scripts/reproduce_dqc_ogbench.py --seeds 0 1 2
     python scripts/reproduce_dqc_ogbench.py --judge
 
 A run that was stopped goes on from its last save, and one whose results are there is not made again. The policy of DQC
@@ -31,9 +31,9 @@ CONSOLE = rich.console.Console(highlight=False)
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    methods: tuple[str, ...] = ("dqc", "q_chunking")  # keys of recipes/dqc_ogbench.py METHODS
+    methods: tuple[str, ...] = ("dqc", "dqc_093", "q_chunking")  # keys of recipes/dqc_ogbench.py METHODS
     seeds: tuple[int, ...] = (0, 1, 2)
-    num_train_steps: int = 20_000
+    num_train_steps: int = 30_000
     episodes_per_task: int = 50
     dataset: str | None = None  # version folder; None: the recipe's
     runs: str = "runs/dqc_ogbench"  # run folders

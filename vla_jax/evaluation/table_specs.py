@@ -263,6 +263,7 @@ _DQC_OGBENCH = TableSpec(
         Row("n_step", "NS-5", "dqc_ogbench.py", _dqc_paper(0.930, 0.266), True),
         Row("q_chunking", "QC (5)", "dqc_ogbench.py", _dqc_paper(0.198, 0.350), True),
         Row("dqc", "DQC (5, 1)", "dqc_ogbench.py", _dqc_paper(0.954, 0.841), True),
+        Row("dqc_093", "DQC (5, 1), backing up at QC's level of 0.93", "dqc_ogbench.py"),
         Row("dqc_25_5", "DQC (25, 5)", "dqc_ogbench.py", _dqc_paper(0.983, 0.918), True),
     ),
     seeds=(0, 1, 2),
