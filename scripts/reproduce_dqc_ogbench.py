@@ -4,8 +4,8 @@
     python scripts/reproduce_dqc_ogbench.py --seeds 0 1 2
     python scripts/reproduce_dqc_ogbench.py --judge
 
-A run that was stopped goes on from its last save, and one whose results are there is not made again. The policy of DQC
-is behaviour cloning of single actions that no critic chooses among: judged with one candidate, it is the row `flow_bc`.
+A run that was stopped goes on from its last save, and one whose results are there is not made again. The policies are
+behaviour cloning: judged with one candidate, DQC's is the row `flow_bc`, of single actions, and QC's `flow_bc_5`.
 Every run of every seed is judged from the same initial states.
 """
 
@@ -26,6 +26,7 @@ from vla_jax.training.recipe import Recipe
 from vla_jax.training.trained import TrainedPolicy
 
 TABLE = "dqc_ogbench"
+CLONES = {"dqc": "flow_bc", "q_chunking": "flow_bc_5"}  # rows of their policies without the choice
 CONSOLE = rich.console.Console(highlight=False)
 
 
@@ -63,7 +64,7 @@ def run(method: str, seed: int, options: Options) -> bool:
     if experiment.train(recipe(method, seed, options), folder).interrupted:
         return False
     policy = trained.load(folder)
-    rows = {method: policy} | ({"flow_bc": cloning(policy)} if method == "dqc" else {})
+    rows = {method: policy} | ({CLONES[method]: cloning(policy)} if method in CLONES else {})
     entries = [judge(row, judged) for row, judged in rows.items()]
     results.append(Path(options.results), folder.name, entries)
     return True
@@ -85,7 +86,7 @@ def recipe(method: str, seed: int, options: Options) -> Recipe:
 
 
 def cloning(policy: TrainedPolicy) -> TrainedPolicy:
-    """DQC's policy without its choice."""
+    """The policy without the critic's choice."""
     config = dataclasses.replace(policy.learner.config, num_candidates=1)
     return dataclasses.replace(policy, learner=dataclasses.replace(policy.learner, config=config))
 

@@ -259,6 +259,7 @@ _DQC_OGBENCH = TableSpec(
         Column("cube-quadruple", "cube-quadruple"),
     ),
     rows=(
+        Row("flow_bc_5", "flow BC of chunks of 5", "dqc_ogbench.py"),
         Row("flow_bc", "flow BC", "dqc_ogbench.py", _dqc_paper(0.539, 0.343), True),
         Row("n_step", "NS-5", "dqc_ogbench.py", _dqc_paper(0.930, 0.266), True),
         Row("q_chunking", "QC (5)", "dqc_ogbench.py", _dqc_paper(0.198, 0.350), True),
