@@ -47,8 +47,8 @@ def inspect(experiment: expo_reach.Experiment, key: Key[Array, ""]) -> dict[str,
     env = ChunkedEnv(BatchedEnv(experiment.env.make(reproduce_expo.PROMPTS)))
     demonstrate_key, learner_key, sample_key, play_key = jax.random.split(key, 4)
     rows = reach.demonstrate(env.env.env, demonstrate_key, experiment.num_demonstrations, experiment.demonstrator)
-    demonstrations = reproduce_expo._buffer(rows.replace(extras={}))
-    learner, state = reproduce_expo._learner(experiment, {}, demonstrations, learner_key)
+    demonstrations = reproduce_expo.as_buffer(rows.replace(extras={}))
+    learner, state = reproduce_expo.make_learner(experiment, {}, demonstrations, learner_key)
     stride, goal = experiment.env.stride, jnp.array(experiment.env.goal)
     rest = goal - stride * jnp.array(experiment.demonstrator.shift) * jnp.sign(goal)
     observation = env.observe(env.reset(jax.random.split(sample_key, SAMPLED_STATES)))
@@ -60,8 +60,8 @@ def inspect(experiment: expo_reach.Experiment, key: Key[Array, ""]) -> dict[str,
         "mean": samples.mean(axis=0),
         "spread": samples.std(axis=0),
         "hits": (jnp.linalg.norm(ends - goal[None], axis=-1) < experiment.env.radius).mean(),
-        "within_reach_of_choice": reproduce_expo._within_reach(env, alone, state, play_key).mean(),
-        "within_reach_of_edits": reproduce_expo._within_reach(env, learner, state, play_key).mean(),
+        "within_reach_of_choice": reproduce_expo.within_reach(env, alone, state, play_key).mean(),
+        "within_reach_of_edits": reproduce_expo.within_reach(env, learner, state, play_key).mean(),
     }
 
 

@@ -100,8 +100,8 @@ def run_arm(experiment: expo_reach.Experiment, changes: dict[str, Any] | None, k
     keys = jax.random.split(key, 6)
     rows = reach.demonstrate(env.env.env, keys[0], experiment.num_demonstrations, experiment.demonstrator)
     demonstrated = rows.extras["success"][:, 0].mean()
-    demonstrations = _buffer(rows.replace(extras={}))
-    learner, state = _learner(experiment, changes, demonstrations, keys[1])
+    demonstrations = as_buffer(rows.replace(extras={}))
+    learner, state = make_learner(experiment, changes, demonstrations, keys[1])
     collector, state = _collector(env, experiment, learner, state, keys[2]), state
 
     def part(carry, key):
@@ -112,7 +112,7 @@ def run_arm(experiment: expo_reach.Experiment, changes: dict[str, Any] | None, k
         return carry, judge(env, learner, carry[1], judge_key, experiment.evaluation_episodes)
 
     before = judge(env, learner, state, keys[3], experiment.evaluation_episodes)
-    reachable = _within_reach(env, learner, state, keys[3]) if isinstance(learner, EXPO) else before
+    reachable = within_reach(env, learner, state, keys[3]) if isinstance(learner, EXPO) else before
     (_, state), after = jax.lax.scan(part, (collector, state), jax.random.split(keys[4], experiment.num_evaluations))
     curve, final = jnp.concatenate([before[None], after]), judge(env, learner, state, keys[5], FINAL_EPISODES)
     side = _base_side(env, learner, state, keys[5]) if isinstance(learner, EXPO) else final
@@ -122,14 +122,14 @@ def run_arm(experiment: expo_reach.Experiment, changes: dict[str, Any] | None, k
 # --- demonstrations and learners --------------------------------------------------------------------------------------
 
 
-def _buffer(rows: Transitions) -> device.ReplayBuffer:
+def as_buffer(rows: Transitions) -> device.ReplayBuffer:
     """The steps of the demonstrations that were run."""
     flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), rows)
     buffer = device.init(flat.rewards.shape[0], jax.tree.map(lambda leaf: leaf[0], flat))
     return device.insert(buffer, flat, flat.action_mask[:, 0])
 
 
-def _learner(experiment: expo_reach.Experiment, changes, demonstrations: device.ReplayBuffer, key: Key[Array, ""]):
+def make_learner(experiment: expo_reach.Experiment, changes, demonstrations: device.ReplayBuffer, key: Key[Array, ""]):
     optimizer, config = experiment.optimizer.build(), experiment.learner
     init_key, imitate_key, base_key = jax.random.split(key, 3)
     if changes is None:
@@ -241,7 +241,7 @@ def _base_side(env: ChunkedEnv, learner: EXPO, state, key: Key[Array, ""]) -> Bo
     return _play(env, act, key, FINAL_EPISODES).physics[:, 0] > 0
 
 
-def _within_reach(env: ChunkedEnv, learner: EXPO, state, key: Key[Array, ""]) -> Bool[Array, "episodes"]:
+def within_reach(env: ChunkedEnv, learner: EXPO, state, key: Key[Array, ""]) -> Bool[Array, "episodes"]:
     """Success of the base's samples, with the best edits where the learner edits, chosen by the distance to a goal."""
     base, task, scale = learner.actor(state)["base"], env.env.env, learner.config.edit_scale
 

@@ -44,12 +44,12 @@ def test_everything_is_within_reach_of_edits_of_any_size_and_nothing_of_an_untra
     def within_reach(key):
         rows = reproduce_expo.reach.demonstrate(env.env.env, key, 4, TINY.demonstrator)
         untrained = dataclasses.replace(TINY, imitation_updates=1)
-        demonstrations = reproduce_expo._buffer(rows.replace(extras={}))
+        demonstrations = reproduce_expo.as_buffer(rows.replace(extras={}))
         learners = [
-            reproduce_expo._learner(untrained, changes, demonstrations, key)
+            reproduce_expo.make_learner(untrained, changes, demonstrations, key)
             for changes in ({"edit_scale": 3.0}, {"edited": False, "num_base_samples": 1})
         ]
-        return [reproduce_expo._within_reach(env, *learner, key).mean() for learner in learners]
+        return [reproduce_expo.within_reach(env, *learner, key).mean() for learner in learners]
 
     edited, alone = within_reach(jax.random.key(0))
     assert edited == 1 and alone < 0.1
@@ -79,5 +79,5 @@ def _built(key):
     paper = dataclasses.replace(expo_reach.paper(), imitation_updates=1)
     env = reproduce_expo.ChunkedEnv(reproduce_expo.BatchedEnv(paper.env.make(reproduce_expo.PROMPTS)))
     rows = reproduce_expo.reach.demonstrate(env.env.env, key, 4, paper.demonstrator)
-    _, state = reproduce_expo._learner(paper, {}, reproduce_expo._buffer(rows.replace(extras={})), key)
+    _, state = reproduce_expo.make_learner(paper, {}, reproduce_expo.as_buffer(rows.replace(extras={})), key)
     return state

@@ -205,6 +205,7 @@ _SERL = TableSpec(
         Row("relative_frame", "RLPD, frame of the tool, cubes in a strip", recipe="serl_pick_cube.py"),
         Row("absolute_frame", "RLPD, frame of the base, cubes in a strip", recipe="serl_pick_cube.py"),
         Row("hil_serl", "RLPD, the grip by a critic of its own (HIL-SERL)", recipe="serl_pick_cube.py"),
+        Row("pixels", "RLPD, the cube seen in pictures of 32 x 32 alone", recipe="serl_pick_cube.py"),
     ),
     seeds=(0, 1, 2),
     episodes=100,
