@@ -1,9 +1,10 @@
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 
-from vla_jax.core import functional
+from vla_jax.core import functional, placement
 
 
 class Block(nnx.Module):
@@ -53,6 +54,25 @@ def test_ensemble_members_differ_and_each_equals_its_own_call():
         member = jax.tree.map(lambda leaf, i=i: leaf[i], params)
         assert jnp.allclose(out[i], net.bind(member)(x), atol=1e-6)
     assert not jnp.allclose(out[0], out[1])
+
+
+def test_members_side_by_side_are_written_out_and_have_the_values_and_gradients_of_one_vmap():
+    net, params = functional.init_ensemble(lambda rngs: Tower(4, rngs), jax.random.key(0), 3)
+    x = jax.random.normal(jax.random.key(1), (2, 4))
+
+    def loss(params):
+        values = functional.apply_ensemble(net, params, lambda member: {"y": member(x), "mean": member(x).mean()})
+        return jnp.square(values["y"]).sum() + values["mean"].sum(), values
+
+    def products(traced):
+        return str(traced).count("dot_general")
+
+    graded = jax.value_and_grad(loss, has_aux=True)
+    together, at_once = jax.jit(graded)(params), products(jax.make_jaxpr(loss)(params))
+    with placement.side_by_side():
+        apart, written_out = graded(params), products(jax.make_jaxpr(lambda params: loss(params))(params))
+    assert written_out == 3 * at_once
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), apart, together)
 
 
 def test_logical_axes_follow_the_parameter_tree():

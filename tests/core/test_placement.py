@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from vla_jax.core import placement
+from vla_jax.core import placement, runtime
 
 
 def mesh(**sizes):
@@ -45,3 +45,27 @@ def test_one_cpu_is_the_default_here_or_the_only_device_of_the_mesh():
     for sizes, expected in ((dict(data=1, fsdp=1), True), (dict(data=2, fsdp=1), False)):
         with jax.sharding.use_abstract_mesh(mesh(**sizes).abstract_mesh):
             assert placement.on_one_cpu() is expected
+
+
+def test_small_networks_run_side_by_side_on_the_cores_of_one_cpu(monkeypatch):
+    small = {"heads": jax.ShapeDtypeStruct((10, 256, 256), jnp.float32), "step": jnp.zeros((), jnp.int32)}
+    large = {"kernel": jax.ShapeDtypeStruct((512, 512), jnp.float32)}
+    convolution = {"kernel": jax.ShapeDtypeStruct((3, 3, 8, 8), jnp.float32)}
+    monkeypatch.setattr(runtime, "num_cores", lambda: 2)
+    assert placement.pays_side_by_side(small)
+    assert not placement.pays_side_by_side(small | large) and not placement.pays_side_by_side(convolution)
+    with placement.elsewhere():
+        assert not placement.pays_side_by_side(small)
+    with jax.sharding.use_abstract_mesh(mesh(data=2, fsdp=1).abstract_mesh):
+        assert not placement.pays_side_by_side(small)
+    monkeypatch.setattr(runtime, "num_cores", lambda: 1)
+    assert not placement.pays_side_by_side(small)
+
+
+def test_side_by_side_holds_for_what_is_traced_inside():
+    assert not placement.runs_side_by_side()
+    with placement.side_by_side():
+        assert placement.runs_side_by_side()
+        with placement.side_by_side(False):
+            assert not placement.runs_side_by_side()
+    assert not placement.runs_side_by_side()

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 
 from vla_jax.core import runtime
 
@@ -37,8 +38,22 @@ def test_what_the_user_set_is_kept():
 def test_programs_without_simulation_are_compiled_with_other_kernels():
     """The option reaches the compiler, and only where the flag was set."""
     options = runtime.kernel_options("cpu")
-    assert bool(options) == needs_flags() and runtime.kernel_options("gpu") == {}
+    assert bool(options) == needs_flags() and runtime.kernel_options("gpu", side_by_side=True) == {}
     assert float(jax.jit(lambda x: x + 1, compiler_options=options)(1.0)) == 2.0
+
+
+def test_networks_side_by_side_are_compiled_with_another_schedule():
+    """Later products wait for nothing but their own: the compiler may not let them share the memory of earlier ones."""
+
+    def products(x):
+        return [jnp.tanh(jnp.tanh(x * i @ x) @ x).sum() for i in range(4)]
+
+    def temporary_bytes(**wanted):
+        options = runtime.kernel_options("cpu", **wanted)
+        compiled = jax.jit(products, compiler_options=options).lower(jnp.ones((64, 64))).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporary_bytes(side_by_side=True) > temporary_bytes()
 
 
 def test_too_late_an_import_is_said():

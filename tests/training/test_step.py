@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.training import toy_learner as toy
+from vla_jax.core import placement, runtime
 from vla_jax.training import sharding, step
 
 MESH = sharding.make_mesh(sharding.MeshConfig(data=1), jax.devices()[:1])
@@ -53,3 +54,20 @@ def test_scanned_updates_draw_for_themselves():
     np.testing.assert_allclose(
         run(add_noise, [pair], scan_updates=2).sum(), run(add_noise, [batch] * 2).sum(), rtol=1e-4
     )
+
+
+def test_small_networks_are_traced_side_by_side_where_a_cpu_has_several_cores(monkeypatch):
+    found = []
+
+    class Asks(Watches):
+        def update(self, state, key, batch):
+            found.append(placement.runs_side_by_side())
+            return super().update(state, key, batch)
+
+    loader = toy.ToyLoader()
+    for num_cores in (1, 2):
+        monkeypatch.setattr(runtime, "num_cores", lambda num_cores=num_cores: num_cores)
+        built = step.build(Asks(), loader.example(), MESH)
+        built.run(built.init(loader.example()), loader.example())
+        assert found[-1] is (num_cores == 2)
+    assert not placement.runs_side_by_side()

@@ -15,11 +15,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Key
 
+from vla_jax.core import placement
 from vla_jax.core.types import Params
 
 M = TypeVar("M", bound=nnx.Module)
 R = TypeVar("R")
 Constructor = Callable[[nnx.Rngs], M]
+
+_MOST_WRITTEN_OUT = 16  # members: the compiler's time grows with them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +66,16 @@ def init_ensemble(constructor: Constructor[M], key: Key[Array, ""], n: int) -> t
 
 def apply_ensemble(net: Net[M], params: Params, function: Callable[[M], R]) -> R:
     """`function(member)` for every member of an ensemble; results carry the ensemble axis first."""
-    return jax.vmap(lambda member: function(net.bind(member)))(params)
+    return each_member(lambda member: function(net.bind(member)), params)
+
+
+def each_member(function: Callable[[Params], R], params: Params) -> R:
+    """`function` of the parameters of every member, stacked: by one vmap, or written out for networks side by side."""
+    size = jax.tree.leaves(params)[0].shape[0]
+    if not placement.runs_side_by_side() or size > _MOST_WRITTEN_OUT:
+        return jax.vmap(function)(params)
+    each = [function(jax.tree.map(lambda leaf, i=i: leaf[i], params)) for i in range(size)]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
 
 
 def logical_axes(constructor: Constructor[M]) -> dict[str, Any]:

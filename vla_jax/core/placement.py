@@ -7,13 +7,17 @@ every device and sums partial products, which costs a reduction of every activat
 
 import contextlib
 import contextvars
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec
 
+from vla_jax.core import runtime
+
 BATCH_AXES = ("data", "fsdp")  # of the mesh; examples are split over them
+_LARGEST_SMALL = 2**17  # entries of a matrix: two cores gain a third with 256 x 256 and lose a tenth with 512 x 512
 
 
 def over_batch(tree: Any) -> Any:
@@ -59,3 +63,30 @@ def on_one_cpu() -> bool:
     if mesh.empty or mesh.abstract_device is None:
         return jax.default_backend() == "cpu"
     return mesh.size == 1 and mesh.abstract_device.platform == "cpu"
+
+
+_side_by_side = contextvars.ContextVar("networks run side by side", default=False)
+
+
+def pays_side_by_side(params: Any) -> bool:
+    """Whether the cores of a CPU should share networks of these (possibly abstract) arrays by taking one each.
+
+    Splitting every operation over all cores costs more than it saves where matrices are small.
+    """
+    small = all(leaf.ndim < 4 and math.prod(leaf.shape[-2:]) <= _LARGEST_SMALL for leaf in jax.tree.leaves(params))
+    return small and on_one_cpu() and runtime.num_cores() > 1
+
+
+@contextlib.contextmanager
+def side_by_side(wanted: bool = True) -> Iterator[None]:
+    """What is traced inside writes ensembles out, for a program compiled with `kernel_options(side_by_side=True)`."""
+    token = _side_by_side.set(wanted)
+    try:
+        yield
+    finally:
+        _side_by_side.reset(token)
+
+
+def runs_side_by_side() -> bool:
+    """Whether what is being traced is inside of `side_by_side`."""
+    return _side_by_side.get()

@@ -4,12 +4,17 @@ import os
 import warnings
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 # Defaults of jaxlib's CPU back end that MJX cannot live with, both measured on jaxlib 0.10.2 with two cores:
 # fused kernel emitters take 1.1 s for vmapped kinematics at batch 32, the older ones 1.6 ms;
 # the concurrent scheduler of thunks hangs for ever in the first or second long rollout, the plain one ran 25 of 25.
 _CPU_FLAGS = ("xla_cpu_use_fusion_emitters", "xla_cpu_enable_concurrency_optimized_scheduler")
 _REPAIRED = (0, 12)  # the first jaxlib that needs neither
+_SIDE_BY_SIDE = {
+    "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_CONCURRENCY_OPTIMIZED",
+    "xla_cpu_experimental_ynn_fusion_type": "",  # none of the library that splits all it does over every core
+}
 _COMPILE_CACHE = "VLA_JAX_COMPILE_CACHE"
 
 
@@ -37,13 +42,17 @@ def avoid_broken_cpu_defaults() -> None:
         )
 
 
-def kernel_options(platform: str) -> dict[str, bool]:
-    """`jax.jit`'s compiler_options for a program that simulates nothing: JAX's own kernels instead of those MJX needs.
+def kernel_options(platform: str, *, side_by_side: bool = False) -> dict[str, Any]:
+    """`jax.jit`'s compiler_options for a program that simulates nothing; empty off CPUs.
 
-    They are faster for updates and for sampling. Empty off CPUs, and for jaxlibs that need no flags.
+    It gets JAX's own kernels instead of those MJX needs, which are faster for updates and for sampling. With
+    `side_by_side` what does not wait for each other runs at the same time, a core each, by kernels that leave the
+    other cores alone (`placement.pays_side_by_side`).
     """
-    needed = platform == "cpu" and _jaxlib_version() < _REPAIRED
-    return {"xla_cpu_use_fusion_emitters": True} if needed else {}
+    if platform != "cpu":
+        return {}
+    kernels = {"xla_cpu_use_fusion_emitters": True} if _jaxlib_version() < _REPAIRED else {}
+    return kernels | (_SIDE_BY_SIDE if side_by_side else {})
 
 
 def num_cores() -> int:

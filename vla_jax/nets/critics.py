@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from vla_jax.core import runtime
+from vla_jax.core import functional, runtime
 from vla_jax.core.types import Params
 from vla_jax.nets.mlp import MLP, Activation, Norm, activate
 
@@ -101,8 +101,8 @@ def mean_loss(
     """The mean over an ensemble of `function(head, features, *rest) -> (loss, aux)`, and that of what comes besides.
 
     Its gradients in heads and features are made one head after another where one core does it all: what one head holds
-    fits its cache, what ten do does not. Several cores share the work of all heads at once better. There is no gradient
-    in `rest`, nor of `aux`.
+    fits its cache, what ten do does not. Several cores have all heads at once. There is no gradient in `rest`, nor of
+    `aux`.
     """
     graded = jax.value_and_grad(function, argnums=(0, 1), has_aux=True)
 
@@ -144,7 +144,7 @@ def mean_value(
 
 def _each_head(function: Callable[[Params], Any], heads: Params) -> Any:
     one_core = jax.default_backend() == "cpu" and runtime.num_cores() == 1
-    return jax.lax.map(function, heads) if one_core else jax.vmap(function)(heads)
+    return jax.lax.map(function, heads) if one_core else functional.each_member(function, heads)
 
 
 def _mean(tree: Any) -> Any:

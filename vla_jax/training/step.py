@@ -14,7 +14,7 @@ from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Int, Key
 
-from vla_jax.core import keys, runtime
+from vla_jax.core import keys, placement, runtime
 from vla_jax.core.types import Metrics
 from vla_jax.learners.base import Learner, LearnerState
 from vla_jax.training import sharding
@@ -66,18 +66,24 @@ class TrainStep:
     @functools.cached_property
     def run(self) -> Any:
         copied = sharding.replicated(self.mesh)
-        options = runtime.kernel_options(self.mesh.devices.flat[0].platform)
+        platform = self.mesh.devices.flat[0].platform
+        options = runtime.kernel_options(platform, side_by_side=self._side_by_side)
         shardings = (self.shardings, copied)
         return jax.jit(self.apply, donate_argnums=0, out_shardings=shardings, compiler_options=options)
 
     def apply(self, carry: Carry, batch: Any) -> tuple[Carry, Int[Array, ""]]:
         """The pure function that `run` compiles. Networks learn the mesh from the context (`core/placement.py`)."""
-        with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
+        with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh), placement.side_by_side(self._side_by_side):
             if self.scan_updates == 1:
                 carry = self._update(carry, batch)
             else:
                 carry, _ = jax.lax.scan(lambda carry, batch: (self._update(carry, batch), None), carry, batch)
             return carry, carry.train_step + 0
+
+    @functools.cached_property
+    def _side_by_side(self) -> bool:
+        with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
+            return placement.pays_side_by_side(self.abstract.learner)
 
     @functools.cached_property
     def stack(self) -> Any:
