@@ -33,9 +33,11 @@ discrete_diffusion_place() { # on a robot task: three trainings per seed, half a
   "$bin/vla-jax" table discrete_diffusion_place
 }
 
-expo() { # nine arms of two minutes of one core each, and three of twenty
+expo() { # nine arms of two minutes of one core each, and three of twenty; how they start, ten
   "$bin/python" scripts/reproduce_expo.py --seeds 0 1 2 3 4
+  "$bin/python" scripts/inspect_expo_start.py --seeds 0 1 2 3 4
   "$bin/vla-jax" table expo
+  "$bin/vla-jax" table expo_start
 }
 
 serl() { # seven arms, three minutes of one core each for all seeds, and one of pictures, half an hour; the classifier

@@ -98,25 +98,36 @@ def main() -> None:
 def run_arm(experiment: expo_reach.Experiment, changes: dict[str, Any] | None, key: Key[Array, ""]) -> Outcome:
     env = ChunkedEnv(BatchedEnv(experiment.env.make(PROMPTS)))
     keys = jax.random.split(key, 6)
-    rows = reach.demonstrate(env.env.env, keys[0], experiment.num_demonstrations, experiment.demonstrator)
-    demonstrated = rows.extras["success"][:, 0].mean()
-    demonstrations = as_buffer(rows.replace(extras={}))
-    learner, state = make_learner(experiment, changes, demonstrations, keys[1])
-    collector, state = _collector(env, experiment, learner, state, keys[2]), state
+    learner, demonstrations, carry = begin(env, experiment, changes, keys)
+    _, state = carry
 
     def part(carry, key):
         learn_key, judge_key = jax.random.split(key)
-        decisions = experiment.env_steps // experiment.num_envs // experiment.num_evaluations
-        step = functools.partial(_decide_and_learn, env, experiment, learner, demonstrations)
-        carry, _ = jax.lax.scan(step, carry, jax.random.split(learn_key, decisions))
+        carry = learn(env, experiment, learner, demonstrations, carry, learn_key)
         return carry, judge(env, learner, carry[1], judge_key, experiment.evaluation_episodes)
 
     before = judge(env, learner, state, keys[3], experiment.evaluation_episodes)
     reachable = within_reach(env, learner, state, keys[3]) if isinstance(learner, EXPO) else before
-    (_, state), after = jax.lax.scan(part, (collector, state), jax.random.split(keys[4], experiment.num_evaluations))
+    (_, state), after = jax.lax.scan(part, carry, jax.random.split(keys[4], experiment.num_evaluations))
     curve, final = jnp.concatenate([before[None], after]), judge(env, learner, state, keys[5], FINAL_EPISODES)
     side = _base_side(env, learner, state, keys[5]) if isinstance(learner, EXPO) else final
+    demonstrated = demonstrations.rows.rewards.sum() / experiment.num_demonstrations
     return Outcome(curve, final, side, reachable, demonstrated)
+
+
+def begin(env: ChunkedEnv, experiment: expo_reach.Experiment, changes: dict[str, Any] | None, keys: Key[Array, "n"]):
+    """Learner, demonstrations, and what goes on between decisions: environments with a buffer, the learner's state."""
+    rows = reach.demonstrate(env.env.env, keys[0], experiment.num_demonstrations, experiment.demonstrator)
+    demonstrations = as_buffer(rows.replace(extras={}))
+    learner, state = make_learner(experiment, changes, demonstrations, keys[1])
+    return learner, demonstrations, (_collector(env, experiment, learner, state, keys[2]), state)
+
+
+def learn(env: ChunkedEnv, experiment: expo_reach.Experiment, learner, demonstrations, carry, key: Key[Array, ""]):
+    """Collection and learning up to the next evaluation."""
+    decisions = experiment.env_steps // experiment.num_envs // experiment.num_evaluations
+    step = functools.partial(_decide_and_learn, env, experiment, learner, demonstrations)
+    return jax.lax.scan(step, carry, jax.random.split(key, decisions))[0]
 
 
 # --- demonstrations and learners --------------------------------------------------------------------------------------
@@ -232,13 +243,13 @@ def _decide_and_learn(env: ChunkedEnv, experiment: expo_reach.Experiment, learne
 def judge(env: ChunkedEnv, learner, state, key: Key[Array, ""], num_episodes: int) -> Bool[Array, "episodes"]:
     actor = learner.actor(state)
     act = lambda key, observation: learner.act(actor, key, observation, ())[0]  # noqa: E731
-    return _play(env, act, key, num_episodes).success
+    return play(env, act, key, num_episodes).success
 
 
 def _base_side(env: ChunkedEnv, learner: EXPO, state, key: Key[Array, ""]) -> Bool[Array, "episodes"]:
     base = learner.actor(state)["base"]
     act = lambda key, observation: learner.embed(base, key, observation).candidates[:, 0]  # noqa: E731
-    return _play(env, act, key, FINAL_EPISODES).physics[:, 0] > 0
+    return play(env, act, key, FINAL_EPISODES).physics[:, 0] > 0
 
 
 def within_reach(env: ChunkedEnv, learner: EXPO, state, key: Key[Array, ""]) -> Bool[Array, "episodes"]:
@@ -256,10 +267,10 @@ def within_reach(env: ChunkedEnv, learner: EXPO, state, key: Key[Array, ""]) -> 
         distances = jax.vmap(jax.vmap(distance, (None, 0)))(positions, candidates[:, :, 0])
         return best_of(candidates, -distances)
 
-    return _play(env, act, key, FINAL_EPISODES).success
+    return play(env, act, key, FINAL_EPISODES).success
 
 
-def _play(env: ChunkedEnv, act: Callable, key: Key[Array, ""], num_episodes: int):
+def play(env: ChunkedEnv, act: Callable, key: Key[Array, ""], num_episodes: int):
     """The last states of whole episodes."""
     reset_key, act_key = jax.random.split(key)
     states = env.reset(jax.random.split(reset_key, num_episodes))

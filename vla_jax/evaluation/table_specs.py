@@ -306,6 +306,27 @@ _EXPO = TableSpec(
     "for one of the two goals: near one half where both modes are kept.",
 )
 
+_EXPO_START = TableSpec(
+    name="expo_start",
+    title="A point between two small goals: what is touched before anything is known",
+    columns=(
+        Column("sample", "one base sample"),
+        Column("edited", "its edit"),
+        Column("chosen", "what an untrained critic chooses"),
+        Column("hidden", "hits per 1,000 steps of training without rewards", "plain"),
+        Column("first_hit", "steps to the first hit, with rewards", "plain"),
+    ),
+    rows=(
+        Row("fine_best_of_8", "best of 8", recipe="expo_reach.py"),
+        Row("fine_best_of_16", "best of 16", recipe="expo_reach.py"),
+        Row("fine_expo", "EXPO", recipe="expo_reach.py"),
+    ),
+    seeds=(0, 1, 2, 3, 4),
+    episodes=1024,
+    note="The first three columns are success before any update. The fourth counts goals touched in 1,500 steps whose "
+    "rewards, and those of the demonstrations, are hidden. A run of 3,000 steps without a hit counts as 3,000.",
+)
+
 _SPECS = (
     _DEMO,
     _TABLETOP_VLA,
@@ -314,6 +335,7 @@ _SPECS = (
     _DISCRETE_DIFFUSION_PLACE,
     _DISCRETE_DIFFUSION_PLACE_CHUNKS,
     _EXPO,
+    _EXPO_START,
     _PA_RL,
     _PA_RL_SLOW,
     _SERL,
