@@ -5,8 +5,9 @@
     vla-jax eval runs/dqc                                            # success over OGBench's five tasks
     python scripts/reproduce_dqc_ogbench.py --methods dqc q_chunking --seeds 0 1 2
 
-Needs the extra `ogbench`. `quick` is a size for one CPU core on a set made by OGBench's own oracle; `paper` has the
-released values for cube-triple, whose set of 100M transitions is not here. What to expect is in docs/dqc.md.
+Needs the extra `ogbench`. `quick` is a size for one CPU core on a set made by OGBench's own oracle, `million` the same
+on as many transitions as OGBench's own sets have; `paper` has the released values for cube-triple, whose set of 100M
+transitions is not here. What to expect is in docs/dqc.md.
 """
 
 import dataclasses
@@ -41,6 +42,14 @@ def quick(method: str = "dqc", seed: int = 0) -> Recipe:
     critic = CriticConfig((256, 256), norm="after", activation="gelu", output_scale=1.0)
     learner = dataclasses.replace(METHODS[method], critic=critic)
     return _recipe(f"dqc_ogbench/{method}", learner, num_cubes=1, env="cube-single", steps=30_000, seed=seed)
+
+
+def million(method: str = "dqc", seed: int = 0) -> Recipe:
+    """`quick` on a million transitions (`generate --steps 1000000 --out runs/ogbench/cube-single-play-1m`)."""
+    recipe = quick(method, seed)
+    dataset = dataclasses.replace(recipe.recorded.dataset, path="runs/ogbench/cube-single-play-1m/1.0.0")
+    recorded = dataclasses.replace(recipe.recorded, dataset=dataset)
+    return dataclasses.replace(recipe, name=f"{recipe.name}_1m", recorded=recorded)
 
 
 def paper() -> Recipe:

@@ -2,16 +2,20 @@
 
     python -m data_pipelines.ogbench generate --env cube-single --steps 100000 --out runs/ogbench/cube-single-play
     python scripts/reproduce_dqc_ogbench.py --seeds 0 1 2
+    python scripts/reproduce_dqc_ogbench.py --seeds 0 1 2 --size million     # rows that end in _1m
     python scripts/reproduce_dqc_ogbench.py --judge
 
 A run that was stopped goes on from its last save, and one whose results are there is not made again. The policies are
-behaviour cloning: judged with one candidate, DQC's is the row `flow_bc`, of single actions, and QC's `flow_bc_5`.
-Every run of every seed is judged from the same initial states.
+behaviour cloning: judged with one candidate, DQC's is the row `flow_bc`, of single actions, and QC's `flow_bc_5`. On
+the million, every run is also judged by the best of fewer candidates (rows that end in _of_4). All runs are judged from
+the same initial states.
 """
 
 import dataclasses
+import itertools
 import sys
 from pathlib import Path
+from typing import Literal
 
 import rich.console
 import tyro
@@ -26,6 +30,8 @@ from vla_jax.training.recipe import Recipe
 from vla_jax.training.trained import TrainedPolicy
 
 TABLE = "dqc_ogbench"
+SUFFIXES = {"quick": "", "million": "_1m"}  # of rows, by size
+FEWER = 4  # candidates
 CLONES = {"dqc": "flow_bc", "q_chunking": "flow_bc_5"}  # rows of their policies without the choice
 CONSOLE = rich.console.Console(highlight=False)
 
@@ -34,6 +40,7 @@ CONSOLE = rich.console.Console(highlight=False)
 class Options:
     methods: tuple[str, ...] = ("dqc", "dqc_093", "q_chunking")  # keys of recipes/dqc_ogbench.py METHODS
     seeds: tuple[int, ...] = (0, 1, 2)
+    size: Literal["quick", "million"] = "quick"  # of recipes/dqc_ogbench.py
     num_train_steps: int = 30_000
     episodes_per_task: int = 50
     dataset: str | None = None  # version folder; None: the recipe's
@@ -51,7 +58,7 @@ def main() -> None:
         for seed in options.seeds:
             for method in options.methods:
                 done = {(entry.row, entry.seeds) for entry in results.load_table(Path(options.results), TABLE)}
-                if (method, (seed,)) not in done and not run(method, seed, options):
+                if (method + SUFFIXES[options.size], (seed,)) not in done and not run(method, seed, options):
                     return CONSOLE.print("stopped; run the same command to go on from here")
     except errors.VlaError as error:
         CONSOLE.print(f"{type(error).__name__}: {error}", style="red")
@@ -60,18 +67,23 @@ def main() -> None:
 
 def run(method: str, seed: int, options: Options) -> bool:
     """Train and judge one method; whether it was not interrupted."""
-    folder = Path(options.runs) / f"{method}_seed{seed}"
+    suffix = SUFFIXES[options.size]
+    folder = Path(options.runs) / f"{method}{suffix}_seed{seed}"
     if experiment.train(recipe(method, seed, options), folder).interrupted:
         return False
     policy = trained.load(folder)
-    rows = {method: policy} | ({CLONES[method]: cloning(policy)} if method in CLONES else {})
+    rows = {f"{method}{suffix}": policy}
+    if method in CLONES:
+        rows[f"{CLONES[method]}{suffix}"] = choosing(policy, 1)
+    if options.size == "million":
+        rows[f"{method}{suffix}_of_{FEWER}"] = choosing(policy, FEWER)
     entries = [judge(row, judged) for row, judged in rows.items()]
     results.append(Path(options.results), folder.name, entries)
     return True
 
 
 def recipe(method: str, seed: int, options: Options) -> Recipe:
-    built = dqc_ogbench.quick(method, seed)
+    built = getattr(dqc_ogbench, options.size)(method, seed)
     dataset = built.recorded.dataset
     dataset = dataclasses.replace(dataset, path=options.dataset or dataset.path)
     (env,) = built.evaluation.envs
@@ -85,10 +97,14 @@ def recipe(method: str, seed: int, options: Options) -> Recipe:
     )
 
 
-def cloning(policy: TrainedPolicy) -> TrainedPolicy:
-    """The policy without the critic's choice."""
-    config = dataclasses.replace(policy.learner.config, num_candidates=1)
-    return dataclasses.replace(policy, learner=dataclasses.replace(policy.learner, config=config))
+def choosing(policy: TrainedPolicy, num_candidates: int) -> TrainedPolicy:
+    """The policy with another number of samples to choose from; of one it is behaviour cloning."""
+    config = dataclasses.replace(policy.learner.config, num_candidates=num_candidates)
+    return dataclasses.replace(
+        policy,
+        learner=dataclasses.replace(policy.learner, config=config),
+        recipe=dataclasses.replace(policy.recipe, learner=config),
+    )
 
 
 def judge(row: str, policy: TrainedPolicy) -> results.Entry:
@@ -106,10 +122,12 @@ def print_verdict(entries: tuple[results.Entry, ...]) -> None:
     }
     for row, measured in sorted(found.items()):
         CONSOLE.print(f"{row}: {measured.mean:.1%} {measured.interval}, seeds {measured.seeds}")
-    for row, margin in (("q_chunking", -0.05), ("flow_bc", 0.2)):
-        if row in found and "dqc" in found:
-            lead = found["dqc"].mean - found[row].mean
-            CONSOLE.print(f"{'holds' if lead > margin else 'FAILS'}: dqc - {row} = {lead:.3f} > {margin}")
+    for suffix, choice in itertools.product(SUFFIXES.values(), ("", f"_of_{FEWER}")):
+        for row, margin in ((f"q_chunking{suffix}{choice}", -0.05), (f"flow_bc{suffix}", 0.2)):
+            ours = f"dqc{suffix}{choice}"
+            if {ours, row} <= found.keys():
+                lead = found[ours].mean - found[row].mean
+                CONSOLE.print(f"{'holds' if lead > margin else 'FAILS'}: {ours} - {row} = {lead:.3f} > {margin}")
 
 
 if __name__ == "__main__":

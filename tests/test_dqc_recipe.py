@@ -1,6 +1,7 @@
 """DQC on OGBench by recipe: the sizes fit together, and the script trains, goes on, judges and fills its table."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +17,14 @@ from vla_jax.data.formats.features import Episode, demonstration_flags, episode_
 from vla_jax.data.formats.rlds_writer import RldsWriter
 from vla_jax.envs import ogbench_sim
 from vla_jax.envs.ogbench import OgbenchConfig
-from vla_jax.evaluation import results, table_specs, tables
+from vla_jax.evaluation import results, statistics, table_specs, tables
 from vla_jax.training import checkpoints, trained
 from vla_jax.training.sharding import MeshConfig
 
-RECIPES = {name: dqc_ogbench.quick(name) for name in dqc_ogbench.METHODS} | {"paper": dqc_ogbench.paper()}
+RECIPES = {name: dqc_ogbench.quick(name) for name in dqc_ogbench.METHODS} | {
+    "million": dqc_ogbench.million(),
+    "paper": dqc_ogbench.paper(),
+}
 
 
 def abstract(*shape, dtype=jnp.float32):
@@ -112,3 +116,32 @@ def test_the_script_fills_its_table_and_a_stopped_run_goes_on_to_the_same_parame
     capsys.readouterr()
     cli.main(["eval", f"{tiny.runs}/dqc_seed0", "--results", tiny.results, "--num-episodes", "5"])
     assert "ogbench/cube-single: success rate" in capsys.readouterr().out
+
+
+def test_runs_on_the_million_are_also_judged_by_fewer_candidates(tmp_path, monkeypatch):
+    recipe, judged = dqc_ogbench.million("q_chunking"), {}
+    assert "1m" in recipe.recorded.dataset.path
+    policy = trained.TrainedPolicy(None, recipe, trained.make_learner(recipe), {}, None, {})
+    monkeypatch.setattr(script.experiment, "train", lambda *_: types.SimpleNamespace(interrupted=False))
+    monkeypatch.setattr(script.trained, "load", lambda folder: policy)
+    monkeypatch.setattr(script, "judge", lambda row, policy: judged.update({row: policy}))
+    monkeypatch.setattr(script.results, "append", lambda *_: None)
+    assert script.run("q_chunking", 0, script.Options(size="million", runs=str(tmp_path)))
+    counts = {row: policy.learner.config.num_candidates for row, policy in judged.items()}
+    assert counts == {"q_chunking_1m": 32, "flow_bc_5_1m": 1, "q_chunking_1m_of_4": 4}
+    assert all(policy.recipe.learner == policy.learner.config for policy in judged.values())  # what manifests show
+
+
+def test_the_verdict_compares_rows_of_the_same_size_and_choice(capsys):
+    means = {"dqc_1m_of_4": 0.5, "q_chunking_1m_of_4": 0.6, "flow_bc_1m": 0.1, "dqc_1m": 0.2, "flow_bc": 0.0}
+    entries = tuple(
+        results.Entry(script.TABLE, row, "success_rate", (0,), 1, mean, statistics.Interval(mean, mean), {})
+        for row, mean in means.items()
+    )
+    script.print_verdict(entries)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "dqc" in line and " - " in line]
+    assert [line.split(" = ")[0] for line in lines] == [
+        "FAILS: dqc_1m - flow_bc_1m",
+        "FAILS: dqc_1m_of_4 - q_chunking_1m_of_4",
+        "holds: dqc_1m_of_4 - flow_bc_1m",
+    ]
