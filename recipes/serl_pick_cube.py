@@ -105,6 +105,12 @@ def hil_serl() -> PickCubeRecipe:
     return dataclasses.replace(quick(), grasp=GraspConfig(hidden_dims=(64, 64), discount=SMALL.discount, epsilon=0.1))
 
 
+def hil_serl_greedy() -> PickCubeRecipe:
+    """As `hil_serl`, with the best command always, as released; what is new comes from the arm's exploration."""
+    recipe = hil_serl()
+    return dataclasses.replace(recipe, grasp=dataclasses.replace(recipe.grasp, epsilon=0.0))
+
+
 def pixels() -> PickCubeRecipe:
     """As `quick`, but the cube is seen, not told: 32 x 32 pixels at the wrist, trunk trained, half as many updates."""
     seen = PixelConfig(
@@ -127,5 +133,6 @@ ARMS = {
     "absolute_frame": absolute_frame,
     "relative_frame": relative_frame,
     "hil_serl": hil_serl,
+    "hil_serl_greedy": hil_serl_greedy,
     "pixels": pixels,
 }

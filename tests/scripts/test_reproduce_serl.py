@@ -7,6 +7,7 @@ import numpy as np
 from recipes import serl_pick_cube
 from vla_jax.core.types import Observation
 from vla_jax.envs.mjx.pick_cube import STATE_NAMES
+from vla_jax.evaluation import table_specs
 from vla_jax.learners.hil_serl import HilSerl
 
 
@@ -32,6 +33,12 @@ def test_the_grip_has_a_critic_of_its_own_and_the_arm_one_dim_less():
     learner = recipe.learner(4, 10)
     assert isinstance(learner, HilSerl) and learner.arm.action_dim == 3
     assert learner.config.discount == learner.arm.config.discount
+    greedy = serl_pick_cube.hil_serl_greedy()
+    assert greedy.learner(4, 10).config == dataclasses.replace(learner.config, epsilon=0.0)
+
+
+def test_every_arm_has_a_row():
+    assert set(serl_pick_cube.ARMS) < {row.name for row in table_specs.TABLES["serl"].rows}
 
 
 def test_with_pictures_the_state_does_not_say_where_the_cube_is():
