@@ -1,6 +1,6 @@
 """Speed of our reinforcement learners against the public agents: the same sizes, batches and JAX.
 
-    python benchmarks/rl.py --json results/benchmarks/rl.json                # about 7 minutes on 2 idle cores
+    python benchmarks/rl.py --json results/benchmarks/rl.json                # about 8 minutes on 2 idle cores
     python benchmarks/rl.py --quick                                          # does it run? one case, once
     python benchmarks/rl.py --quick --sides ours                             # without the public agents
 
@@ -162,7 +162,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sides", default=",".join(SIDES), help="some of " + ", ".join(SIDES))
     parser.add_argument("--cases", default=",".join(CASES), help="some of " + ", ".join(CASES))
-    parser.add_argument("--repeats", type=int, default=4, help="timed calls in each round")
+    parser.add_argument("--repeats", type=int, default=10, help="timed calls in each round")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--platform", default="cpu", help="what JAX_PLATFORMS is set to")
     parser.add_argument("--venvs", type=Path, default=Path("runs/benchmarks/venvs"))

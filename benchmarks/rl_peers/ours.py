@@ -214,22 +214,18 @@ def check(case: str, theirs: dict[str, np.ndarray]) -> None:
     timing.print_result(difference=found[worst], arrays=len(found))
 
 
-def time_as_fit_compiles(case: timing.Case, options: argparse.Namespace) -> None:
-    beside = placement.pays_side_by_side(case.state)
-    with placement.side_by_side(beside):
-        timing.run(case, options, runtime.kernel_options(jax.default_backend(), side_by_side=beside))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--check", type=Path)
     options = timing.options(parser, sizes.CASES)
-    if options.check:
-        with np.load(options.check) as file:
-            check(options.case, dict(file))
-    else:
-        case = (dqc_case if options.case.startswith("dqc") else rlpd_case)(options.case)
-        time_as_fit_compiles(case, options)
+    case = (dqc_case if options.case.startswith("dqc") else rlpd_case)(options.case)
+    beside = placement.pays_side_by_side(case.state)
+    with placement.side_by_side(beside):  # traced and compiled as fit does it
+        if options.check:
+            with np.load(options.check) as file:
+                check(options.case, dict(file))
+        else:
+            timing.run(case, options, runtime.kernel_options(jax.default_backend(), side_by_side=beside))
 
 
 if __name__ == "__main__":
