@@ -6,9 +6,8 @@
     python scripts/reproduce_dqc_ogbench.py --judge
 
 A run that was stopped goes on from its last save, and one whose results are there is not made again. The policies are
-behaviour cloning: judged with one candidate, DQC's is the row `flow_bc`, of single actions, and QC's `flow_bc_5`. On
-the million, every run is also judged by the best of fewer candidates (rows that end in _of_4). All runs are judged from
-the same initial states.
+behaviour cloning: judged with one candidate, DQC's is the row `flow_bc`, of single actions, and QC's `flow_bc_5`. Every
+run is also judged by the best of fewer candidates (rows that end in _of_4), all of them from the same initial states.
 """
 
 import dataclasses
@@ -75,8 +74,7 @@ def run(method: str, seed: int, options: Options) -> bool:
     rows = {f"{method}{suffix}": policy}
     if method in CLONES:
         rows[f"{CLONES[method]}{suffix}"] = choosing(policy, 1)
-    if options.size == "million":
-        rows[f"{method}{suffix}_of_{FEWER}"] = choosing(policy, FEWER)
+    rows[f"{method}{suffix}_of_{FEWER}"] = choosing(policy, FEWER)
     entries = [judge(row, judged) for row, judged in rows.items()]
     results.append(Path(options.results), folder.name, entries)
     return True

@@ -103,6 +103,7 @@ def test_the_script_fills_its_table_and_a_stopped_run_goes_on_to_the_same_parame
     assert [(entry.row, entry.cell, entry.episodes) for entry in entries] == [
         ("dqc", "success_rate", 5),
         ("flow_bc", "success_rate", 5),
+        ("dqc_of_4", "success_rate", 5),
     ]
     assert entries[0].records["instruction"] == [0, 1, 2, 3, 4]
     tables.to_markdown(table_specs.TABLES[script.TABLE], entries)
@@ -118,7 +119,7 @@ def test_the_script_fills_its_table_and_a_stopped_run_goes_on_to_the_same_parame
     assert "ogbench/cube-single: success rate" in capsys.readouterr().out
 
 
-def test_runs_on_the_million_are_also_judged_by_fewer_candidates(tmp_path, monkeypatch):
+def test_runs_are_also_judged_by_fewer_candidates(tmp_path, monkeypatch):
     recipe, judged = dqc_ogbench.million("q_chunking"), {}
     assert "1m" in recipe.recorded.dataset.path
     policy = trained.TrainedPolicy(None, recipe, trained.make_learner(recipe), {}, None, {})
