@@ -42,7 +42,7 @@ CLONES = {
 _SAME_VERSION = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
 _OTHERS = ("distrax==0.1.9", "ml_collections==1.1.0", "chex==0.1.92", "einops==0.8.2")
 
-
+_MORE_OF_SHORT = 15  # times as many calls where one takes milliseconds
 _BRAX = ("brax==0.14.2", "jaxtyping==0.3.11")  # for our scene it needs what vla_jax.envs imports
 _SCENE = ("mujoco", "mujoco-mjx")
 CASES = (*sizes.CASES, "online")
@@ -93,7 +93,8 @@ def compare(case: str, cache: Path, pythons: dict[bool, str], options: argparse.
 
 
 def run(name: str, case: str, cache: Path, pythons: dict[bool, str], options: argparse.Namespace) -> dict:
-    arguments = ["--repeats", options.repeats, "--cache", cache / f"{name}_{case}"]
+    calls = options.repeats * (_MORE_OF_SHORT if "2x256" in case else 1)
+    arguments = ["--repeats", calls, "--cache", cache / f"{name}_{case}"]
     result = call(name, case, arguments, pythons, options)
     if not result["finite"]:
         raise RuntimeError(f"{name} {case} computed something that is not finite")
@@ -162,7 +163,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sides", default=",".join(SIDES), help="some of " + ", ".join(SIDES))
     parser.add_argument("--cases", default=",".join(CASES), help="some of " + ", ".join(CASES))
-    parser.add_argument("--repeats", type=int, default=10, help="timed calls in each round")
+    parser.add_argument("--repeats", type=int, default=10, help="timed calls in each round, more of short ones")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--platform", default="cpu", help="what JAX_PLATFORMS is set to")
     parser.add_argument("--venvs", type=Path, default=Path("runs/benchmarks/venvs"))
