@@ -17,7 +17,7 @@ import tyro
 
 from vla_jax import experiment
 from vla_jax.core import errors
-from vla_jax.core.access import API_KEY_VARIABLE, make_access, read_keys
+from vla_jax.core.access import API_KEY_VARIABLE, AccessOptions, make_access, read_keys
 from vla_jax.core.types import PromptTable, Transitions
 from vla_jax.data.replay.host import HostBuffer
 from vla_jax.envs.base import EnvSpec
@@ -45,11 +45,7 @@ class Learn:
     """Of `recipe.replay` all but num_envs and warmup_decisions counts; how much is acted is the actors' matter."""
 
     run: str  # folder of checkpoints, metrics and the buffer; the same command goes on with all of them
-    host: str = "127.0.0.1"  # another address needs an API key, see docs/serving.md
-    api_key_file: str | None = None  # a file with a key a line; without it, $VLA_JAX_API_KEY is the key
-    allow_anonymous: bool = False  # anyone who can reach the address may send rows
-    tls_certificate: str | None = None  # PEM files
-    tls_key: str | None = None
+    access: Annotated[AccessOptions, tyro.conf.arg(name="")] = AccessOptions()
     training_starts: int = 300  # rows that must be there before the first update
     publish_every: int = 30  # updates between two versions of the parameters
     patience: float = 3600.0  # seconds to wait for those first rows
@@ -78,13 +74,7 @@ def learn(options: Learn, console: rich.console.Console) -> None:
     """Wait for rows, train, judge and save as `vla-jax train` does, until the recipe's number of updates is done."""
     recipe: Recipe = options.recipe
     _require_rlpd(recipe)
-    access = make_access(
-        options.host,
-        api_key_file=options.api_key_file,
-        tls_certificate=options.tls_certificate,
-        tls_key=options.tls_key,
-        allow_anonymous=options.allow_anonymous,
-    )
+    access = make_access(**dataclasses.asdict(options.access))
 
     def make_source(learner: Learner, edges: Edges) -> ActorLearnerSource:
         row = _row(recipe, learner, edges, _simulator(recipe, edges).spec)

@@ -9,7 +9,7 @@ import rich.console
 import tyro
 
 from vla_jax.core import errors, runtime
-from vla_jax.core.access import bind, make_access
+from vla_jax.core.access import AccessOptions, bind, make_access
 from vla_jax.serving import robots, server
 from vla_jax.serving.acting import BatchActor
 from vla_jax.serving.batching import BatchingConfig
@@ -21,11 +21,7 @@ from vla_jax.training import trained
 
 @dataclasses.dataclass(frozen=True)
 class Serve:
-    host: str = "127.0.0.1"  # another address needs an API key, see docs/serving.md
-    api_key_file: str | None = None  # a file with a key a line; without it, $VLA_JAX_API_KEY is the key
-    allow_anonymous: bool = False  # anyone who can reach the address may ask
-    tls_certificate: str | None = None  # PEM files
-    tls_key: str | None = None
+    access: Annotated[AccessOptions, tyro.conf.arg(name="")] = AccessOptions()
     robot: str | None = None  # libero, droid or a description (.toml, .json): refuse a checkpoint that is not for it
     accept: tuple[str, ...] = ()  # differences between robot and checkpoint that are meant
     layout: str | None = None  # take requests in this key layout only: flat, data, libero, droid
@@ -52,14 +48,8 @@ def serve(checkpoint: str, options: Serve, console: rich.console.Console) -> Non
     if options.guidance_weight is not None and not options.realtime:
         raise errors.ConfigError("--guidance-weight", expected="--realtime True, which it belongs to", found="none")
     robot = None if options.robot is None else robots.load(options.robot)
-    access = make_access(
-        options.host,
-        api_key_file=options.api_key_file,
-        tls_certificate=options.tls_certificate,
-        tls_key=options.tls_key,
-        allow_anonymous=options.allow_anonymous,
-    )
-    sock = bind(options.host, options.server.port)
+    access = make_access(**dataclasses.asdict(options.access))
+    sock = bind(options.access.host, options.server.port)
     runtime.enable_compile_cache()
     policy = trained.load(checkpoint, dataset=options.dataset, base=options.base)
     guidance = guidance_of(policy, options.guidance_weight) if options.realtime else None

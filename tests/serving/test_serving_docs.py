@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from vla_jax import cli_serve
+from vla_jax.core.access import AccessOptions
 from vla_jax.core.contract import ACCEPTABLE
 from vla_jax.serving import robots, server
 from vla_jax.serving.keys import RequestReader
@@ -22,7 +23,7 @@ PAGE = (ROOT / "docs" / "serving.md").read_text()
 
 
 def test_every_option_it_names_exists():
-    fields = [*dataclasses.fields(cli_serve.Serve), *dataclasses.fields(ServerConfig)]
+    fields = [field for options in (cli_serve.Serve, AccessOptions, ServerConfig) for field in dataclasses.fields(options)]
     known = {f"--{field.name.replace('_', '-')}" for field in fields} | {"--help", "--json"}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", PAGE))
     assert named <= known and len(named) > 15, named - known
@@ -44,7 +45,7 @@ def test_nothing_of_serving_unpickles_anything():
 
 
 def test_it_listens_on_this_machine_only_unless_told_otherwise():
-    assert cli_serve.Serve().host == "127.0.0.1" and "listens on 127.0.0.1" in PAGE
+    assert cli_serve.Serve().access.host == "127.0.0.1" and "listens on 127.0.0.1" in PAGE
 
 
 def test_the_robot_it_describes_can_be_read():

@@ -58,6 +58,17 @@ class Access:
         return found
 
 
+@dataclasses.dataclass(frozen=True)
+class AccessOptions:
+    """The arguments of `make_access` as commands have them: `make_access(**dataclasses.asdict(options))`."""
+
+    host: str = "127.0.0.1"  # another address needs an API key, see docs/serving.md
+    api_key_file: str | None = None  # a file with a key a line; without it, $VLA_JAX_API_KEY is the key
+    allow_anonymous: bool = False  # anyone who can reach the address may come in
+    tls_certificate: str | None = None  # PEM files
+    tls_key: str | None = None
+
+
 def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode(errors="surrogateescape")).digest()
 
