@@ -34,6 +34,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "fine_best_of_16": {"edited": False, "num_base_samples": 16},
     "fine_expo": {},
 }
+MEASURES = ("before", "hidden", "first_hit")  # the first takes a minute, the others, with learning, ten
 CONSOLE = rich.console.Console(highlight=False)
 
 
@@ -41,6 +42,7 @@ CONSOLE = rich.console.Console(highlight=False)
 class Options:
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     arms: tuple[str, ...] = tuple(ARMS)
+    measures: tuple[str, ...] = MEASURES
     results: str = "results"
 
 
@@ -56,24 +58,29 @@ def main() -> None:
     runtime.enable_compile_cache()
     keys = jax.vmap(jax.random.key)(jnp.asarray(options.seeds))
     for arm in options.arms:
-        found = jax.tree.map(np.asarray, of_seeds(arm, expo_reach.fine(), keys))
+        found = jax.tree.map(np.asarray, of_seeds(arm, options.measures, expo_reach.fine(), keys))
         for i, seed in enumerate(options.seeds):
             account = manifest.manifest(seeds=(seed,), recipe=expo_reach.fine())
             entries = [_entry(arm, cell, seed, values[i], account) for cell, values in found.items()]
             results.append(Path(options.results), f"seed{seed}", entries)
 
 
-def of_seeds(arm: str, experiment: expo_reach.Experiment, keys: Key[Array, "n"]) -> dict[str, Shaped[Array, "n ..."]]:
+def of_seeds(
+    arm: str, measures: tuple[str, ...], experiment: expo_reach.Experiment, keys: Key[Array, "n"]
+) -> dict[str, Shaped[Array, "n ..."]]:
     """By cell, what was measured of each seed."""
     hidden = dataclasses.replace(experiment, env_steps=experiment.env_steps // 2)
-    measured = {
-        "hidden": functools.partial(hits, Unrewarded, hidden),
-        "first_hit": lambda changes, key: first_hit(hits(ReachEnv, experiment, changes, key)),
+    known = {
+        "before": functools.partial(before, experiment),
+        "hidden": lambda changes, key: {"hidden": hits(Unrewarded, hidden, changes, key)},
+        "first_hit": lambda changes, key: {"first_hit": first_hit(hits(ReachEnv, experiment, changes, key))},
     }
-    found = jax.jit(jax.vmap(functools.partial(before, experiment, ARMS[arm])))(keys)
-    for cell, measure in measured.items():
-        if cell == "hidden" or arm in reproduce_expo.ARMS:  # the others have no run to begin
-            found[cell] = jax.jit(jax.vmap(functools.partial(measure, ARMS[arm])))(keys)
+    if arm not in reproduce_expo.ARMS:  # has no run to begin
+        del known["first_hit"]
+    found = {}
+    for name, measure in known.items():
+        if name in measures:
+            found |= jax.jit(jax.vmap(functools.partial(measure, ARMS[arm])))(keys)
     return found
 
 

@@ -57,7 +57,8 @@ def test_every_row_and_cell_is_in_the_table():
     keys = jax.random.split(jax.random.key(0), 1)
     found = {}
     for arm in inspect_expo_start.ARMS:
-        found[arm] = jax.eval_shape(lambda keys, arm=arm: inspect_expo_start.of_seeds(arm, EASY, keys), keys)
+        measure = functools.partial(inspect_expo_start.of_seeds, arm, inspect_expo_start.MEASURES, EASY)
+        found[arm] = jax.eval_shape(measure, keys)
         assert set(found[arm]) <= {column.name for column in spec.columns}
     assert "edited" in found["fine_expo"] and "edited" not in found["fine_best_of_8"]
     assert found["fine_expo"]["hidden"].shape == (1, 24) and "first_hit" not in found["fine_best_of_16"]
