@@ -23,7 +23,8 @@ PAGE = (ROOT / "docs" / "serving.md").read_text()
 
 
 def test_every_option_it_names_exists():
-    fields = [field for options in (cli_serve.Serve, AccessOptions, ServerConfig) for field in dataclasses.fields(options)]
+    options = (cli_serve.Serve, AccessOptions, ServerConfig)
+    fields = [field for each in options for field in dataclasses.fields(each)]
     known = {f"--{field.name.replace('_', '-')}" for field in fields} | {"--help", "--json"}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", PAGE))
     assert named <= known and len(named) > 15, named - known
