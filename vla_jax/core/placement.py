@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec
 from vla_jax.core import runtime
 
 BATCH_AXES = ("data", "fsdp")  # of the mesh; examples are split over them
-_LARGEST_SMALL = 2**17  # entries of a matrix: two cores gain a third with 256 x 256 and lose a tenth with 512 x 512
+_LARGEST_SMALL = 2**17  # entries of a matrix: two cores gain with 256 x 256 and lose with 512 x 512
 
 
 def over_batch(tree: Any) -> Any:
@@ -43,16 +43,21 @@ def over_batch(tree: Any) -> Any:
 
 
 _elsewhere = contextvars.ContextVar("traced for machines that are not here", default=False)
+_side_by_side = contextvars.ContextVar("networks run side by side", default=False)
 
 
 @contextlib.contextmanager
-def elsewhere() -> Iterator[None]:
-    """What is traced inside is planned for other machines: nothing is chosen because it pays on a CPU."""
-    token = _elsewhere.set(True)
+def _within(variable: contextvars.ContextVar[bool], value: bool) -> Iterator[None]:
+    token = variable.set(value)
     try:
         yield
     finally:
-        _elsewhere.reset(token)
+        variable.reset(token)
+
+
+def elsewhere() -> contextlib.AbstractContextManager[None]:
+    """What is traced inside is planned for other machines: nothing is chosen because it pays on a CPU."""
+    return _within(_elsewhere, True)
 
 
 def on_one_cpu() -> bool:
@@ -65,9 +70,6 @@ def on_one_cpu() -> bool:
     return mesh.size == 1 and mesh.abstract_device.platform == "cpu"
 
 
-_side_by_side = contextvars.ContextVar("networks run side by side", default=False)
-
-
 def pays_side_by_side(params: Any) -> bool:
     """Whether the cores of a CPU should share networks of these (possibly abstract) arrays by taking one each.
 
@@ -77,14 +79,9 @@ def pays_side_by_side(params: Any) -> bool:
     return small and on_one_cpu() and runtime.num_cores() > 1
 
 
-@contextlib.contextmanager
-def side_by_side(wanted: bool = True) -> Iterator[None]:
+def side_by_side(wanted: bool = True) -> contextlib.AbstractContextManager[None]:
     """What is traced inside writes ensembles out, for a program compiled with `kernel_options(side_by_side=True)`."""
-    token = _side_by_side.set(wanted)
-    try:
-        yield
-    finally:
-        _side_by_side.reset(token)
+    return _within(_side_by_side, wanted)
 
 
 def runs_side_by_side() -> bool:
