@@ -3,6 +3,7 @@
     python benchmarks/rl.py --json results/benchmarks/rl.json                # about 8 minutes on 2 idle cores
     python benchmarks/rl.py --quick                                          # does it run? one case, once
     python benchmarks/rl.py --quick --sides ours                             # without the public agents
+    python benchmarks/rl.py --platform cuda --sides ours,public --num-envs 1024 --json results/benchmarks/rl_gpu.json
 
 Cases: dqc_2x256 and dqc_4x1024 (one update of decoupled Q-chunking on 256 chunks; `_scanN` are N of them in one
 call), serl_utd20 (20 critic updates of 256 transitions with 10 critics, then one update of actor and temperature on all
@@ -68,7 +69,8 @@ def prepare(options: argparse.Namespace) -> dict[bool, str]:
         return {False: sys.executable}
     for name, (url, commit) in CLONES.items():
         model.clone(options.clones / name, options.mirror.get(name, url), commit)
-    return {False: sys.executable, True: model.environment(options.venvs / "rl", _SAME_VERSION, _OTHERS)}
+    python = options.peer_python or model.environment(options.venvs / "rl", _SAME_VERSION, _OTHERS)
+    return {False: sys.executable, True: python}
 
 
 def call(name: str, case: str, arguments: list, pythons: dict[bool, str], options: argparse.Namespace) -> dict:
@@ -80,6 +82,8 @@ def call(name: str, case: str, arguments: list, pythons: dict[bool, str], option
     else:
         paths.append(_HERE.parent)
     environ = {"JAX_PLATFORMS": options.platform}
+    if "--check" in arguments:  # by default a GPU rounds what it multiplies to ten bits
+        environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
     if side.default_flags:
         environ["XLA_FLAGS"] = GIVEN_FLAGS
     return model.call(command, paths, f"{name} {case}", **environ)
@@ -105,13 +109,15 @@ def online(options: argparse.Namespace) -> dict[str, dict]:
     """Environment steps per second with learning, ours and brax's: the run of the median rate."""
     scripts = {"ours": (sys.executable, "online_ours.py")}
     if any(SIDES[name].is_peer for name in options.sides.split(",")):
-        python = model.environment(options.venvs / "brax", (*_SAME_VERSION, *_SCENE), _BRAX)
+        versions = (*_SAME_VERSION, *_SCENE)
+        python = options.peer_python or model.environment(options.venvs / "brax", versions, _BRAX)
         scripts["brax_ppo"] = (python, "online_brax.py")
     runs: dict[str, list[dict]] = {name: [] for name in scripts}
     for number in range(options.rounds):
         for name, (python, script) in scripts.items():
             paths = [_PEERS, _HERE / "model_peers", _HERE.parent]
-            result = model.call([python, _PEERS / script], paths, f"{name} online", JAX_PLATFORMS=options.platform)
+            command = [python, _PEERS / script, "--num-envs", options.num_envs]
+            result = model.call(command, paths, f"{name} online", JAX_PLATFORMS=options.platform)
             if not result["finite"]:
                 raise RuntimeError(f"{name} online computed something that is not finite")
             runs[name].append(result)
@@ -147,7 +153,7 @@ def rates(results: dict[str, dict[str, dict]], peak: float) -> tuple[dict[str, f
 
 
 def document(found: dict[str, dict], results: dict, peak: float, options: argparse.Namespace) -> dict:
-    shown = ("sides", "cases", "repeats", "rounds", "platform")
+    shown = ("sides", "cases", "repeats", "rounds", "platform", "num_envs")
     return {
         **found,
         "ours": {name: cases for name, cases in results.items() if not SIDES[name].is_peer},
@@ -166,6 +172,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=10, help="timed calls in each round, more of short ones")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--platform", default="cpu", help="what JAX_PLATFORMS is set to")
+    parser.add_argument("--num-envs", type=int, default=64, help="of online learning")
+    parser.add_argument("--peer-python", help="that has the peers' packages, where no environment can be made")
     parser.add_argument("--venvs", type=Path, default=Path("runs/benchmarks/venvs"))
     parser.add_argument("--clones", type=Path, default=Path("runs/benchmarks"), help="of the public repositories")
     parser.add_argument("--mirror", default="", help="where else to clone from: dqc=URL,serl=URL")

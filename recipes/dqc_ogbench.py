@@ -45,11 +45,12 @@ def quick(method: str = "dqc", seed: int = 0) -> Recipe:
 
 
 def million(method: str = "dqc", seed: int = 0) -> Recipe:
-    """`quick` on a million transitions (`generate --steps 1000000 --out runs/ogbench/cube-single-play-1m`)."""
+    """100,000 updates on a million transitions (`generate --steps 1000000 --out runs/ogbench/cube-single-play-1m`)."""
     recipe = quick(method, seed)
+    fit = dataclasses.replace(recipe.fit, num_train_steps=100_000)
     dataset = dataclasses.replace(recipe.recorded.dataset, path="runs/ogbench/cube-single-play-1m/1.0.0")
     recorded = dataclasses.replace(recipe.recorded, dataset=dataset)
-    return dataclasses.replace(recipe, name=f"{recipe.name}_1m", recorded=recorded)
+    return dataclasses.replace(recipe, name=f"{recipe.name}_1m", fit=fit, recorded=recorded)
 
 
 def paper() -> Recipe:
@@ -74,7 +75,7 @@ def _recipe(
         policy=PolicyConfig(backbone, FlowConfig(horizon, ACTION_DIM, num_flow_steps=10, clip_actions=True)),
         learner=learner,
         optimizer=Adam(peak_lr=3e-4),
-        fit=FitConfig(steps, log_every=500, checkpoint_every=2000, max_to_keep=1, seed=seed, scan_updates=10),
+        fit=FitConfig(steps, log_every=500, checkpoint_every=2000, max_to_keep=1, seed=seed, scan_updates=50),
         # 50 episodes of each of the five tasks, ten at a time
         evaluation=EvaluationConfig(
             (OgbenchConfig(env, goal="oraclerep"),), learner.steps_run, num_episodes=250, batch_size=10

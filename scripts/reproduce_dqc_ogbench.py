@@ -40,11 +40,12 @@ class Options:
     methods: tuple[str, ...] = ("dqc", "dqc_093", "q_chunking")  # keys of recipes/dqc_ogbench.py METHODS
     seeds: tuple[int, ...] = (0, 1, 2)
     size: Literal["quick", "million"] = "quick"  # of recipes/dqc_ogbench.py
-    num_train_steps: int = 30_000
+    num_train_steps: int | None = None  # None: the recipe's
     episodes_per_task: int = 50
     dataset: str | None = None  # version folder; None: the recipe's
     runs: str = "runs/dqc_ogbench"  # run folders
     results: str = "results"
+    train_only: bool = False  # without OGBench, on a machine with an accelerator; the same command without it judges
     judge: bool = False  # print the claims against the results, and run nothing
 
 
@@ -70,6 +71,8 @@ def run(method: str, seed: int, options: Options) -> bool:
     folder = Path(options.runs) / f"{method}{suffix}_seed{seed}"
     if experiment.train(recipe(method, seed, options), folder).interrupted:
         return False
+    if options.train_only:
+        return True
     policy = trained.load(folder)
     rows = {f"{method}{suffix}": policy}
     if method in CLONES:
@@ -87,7 +90,7 @@ def recipe(method: str, seed: int, options: Options) -> Recipe:
     (env,) = built.evaluation.envs
     return dataclasses.replace(
         built,
-        fit=dataclasses.replace(built.fit, num_train_steps=options.num_train_steps),
+        fit=dataclasses.replace(built.fit, num_train_steps=options.num_train_steps or built.fit.num_train_steps),
         recorded=dataclasses.replace(built.recorded, dataset=dataset),
         evaluation=dataclasses.replace(
             built.evaluation, num_episodes=options.episodes_per_task * len(env.instructions)

@@ -1,5 +1,6 @@
 """What both sides of online learning share: the scene is pick-cube with the gripper on slides, seen by its state."""
 
+import argparse
 import dataclasses
 
 
@@ -23,4 +24,6 @@ class Size:
     blocks: int = 3
 
 
-SIZE = Size()
+def size_from(parser: argparse.ArgumentParser) -> Size:
+    parser.add_argument("--num-envs", type=int, default=Size.num_envs)
+    return Size(num_envs=parser.parse_args().num_envs)

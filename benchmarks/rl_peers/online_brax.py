@@ -50,13 +50,14 @@ def measure(size: online.Size) -> dict:
         gradient_steps_per_env_step=gradient_steps / (size.num_envs * size.unroll_length),
         samples_per_env_step=float(size.num_updates_per_batch),
         finite=all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(params)),
+        num_envs=size.num_envs,
         jax=jax.__version__,
+        device=jax.devices()[0].device_kind,
     )
 
 
 def main() -> None:
-    argparse.ArgumentParser().parse_args()
-    timing.print_result(**measure(online.SIZE))
+    timing.print_result(**measure(online.size_from(argparse.ArgumentParser())))
 
 
 if __name__ == "__main__":

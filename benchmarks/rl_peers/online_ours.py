@@ -1,7 +1,8 @@
 """Our side of online learning: RLPD in the pick-cube scene, a decision of every environment and its updates in turn.
 
-This is the loop of `training/fit.py` without logging and checkpoints: `ReplaySource.next` acts, steps the simulator,
-stores and samples; one compiled update follows.
+This is the loop of `training/fit.py` without logging and checkpoints. On an accelerator the decisions of a block and
+their updates are one program (`scan_updates`); on a CPU, whose simulator and updates want other kernels, two that take
+turns.
 """
 
 import argparse
@@ -16,16 +17,16 @@ import timing
 
 from vla_jax.core.types import PromptTable
 from vla_jax.envs.mjx.pick_cube import PickCubeConfig
-from vla_jax.learners.rlpd import RLPD, RLPDConfig, RLPDState
+from vla_jax.learners.rlpd import RLPD, RLPDConfig
+from vla_jax.training import feeding, sharding, step
 from vla_jax.training.online import ReplayConfig, ReplaySource
 
 
-def make(size: online.Size) -> tuple[RLPD, ReplaySource, RLPDState]:
+def make(size: online.Size) -> tuple[step.TrainStep, ReplaySource]:
     prompts = PromptTable(jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool))
     env = PickCubeConfig(arm="slides", episode_length=size.episode_length).make(prompts)
     config = RLPDConfig(discount=size.discount)
     learner = RLPD(env.spec.action_dim, env.spec.state_dim, optax.adam(3e-4), config)
-    state = jax.jit(learner.init)(jax.random.key(0))
     collect = ReplayConfig(
         num_envs=size.num_envs,
         capacity=size.capacity,
@@ -33,44 +34,46 @@ def make(size: online.Size) -> tuple[RLPD, ReplaySource, RLPDState]:
         critic_updates=size.critic_updates,
         batch_size=size.batch_size,
     )
-    abstract = jax.eval_shape(learner.actor, state)
-    return learner, ReplaySource(env, learner, abstract, collect), state
+    abstract = jax.eval_shape(lambda key: learner.actor(learner.init(key)), jax.random.key(0))
+    source, mesh = ReplaySource(env, learner, abstract, collect), sharding.make_mesh(sharding.MeshConfig())
+    source.use_mesh(mesh)
+    scan = size.decisions
+    return step.build(learner, source.example(), mesh, scan_updates=scan), source
 
 
 def measure(size: online.Size) -> dict:
     """Environment steps per second, the median over blocks; the first block compiles and is left out."""
-    learner, source, state = make(size)
-    update = jax.jit(learner.update, donate_argnums=0)
-    start, rates, compile_s, step = time.perf_counter(), [], 0.0, 0
+    train_step, source = make(size)
+    feed, carry = feeding.feed(source, train_step), train_step.init(train_step.example)
+    start, rates, compile_s = time.perf_counter(), [], 0.0
     for block in range(size.blocks + 1):
         taken = []
-        for _ in range(size.decisions):
-            batch, metrics = source.next(step, learner.actor(state))
-            state, _ = update(state, jax.random.fold_in(jax.random.key(1), step), batch)
-            taken.append(metrics["collect/env_steps"])
-            step += 1
+        for first in range(block * size.decisions, (block + 1) * size.decisions, train_step.scan_updates):
+            carry, _, said = feed.advance(carry, first)
+            taken += [values["collect/env_steps"] * train_step.scan_updates for values in said]
         steps = float(sum(jax.block_until_ready(taken)))
-        jax.block_until_ready(state)
+        jax.block_until_ready(carry)
         now = time.perf_counter()
         if block:
             rates.append(steps / (now - start))
         else:
             compile_s = now - start
         start = now
-    finite = all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(state.params))
+    finite = int(carry.bad_step) < 0
     return dict(
         env_steps_per_s=statistics.median(rates),
         gradient_steps_per_env_step=(size.critic_updates + 1) / size.num_envs,
         samples_per_env_step=(size.critic_updates + 1) * size.batch_size / size.num_envs,
         first_block_s=compile_s,
         finite=finite,
+        num_envs=size.num_envs,
         jax=jax.__version__,
+        device=jax.devices()[0].device_kind,
     )
 
 
 def main() -> None:
-    argparse.ArgumentParser().parse_args()
-    timing.print_result(**measure(online.SIZE))
+    timing.print_result(**measure(online.size_from(argparse.ArgumentParser())))
 
 
 if __name__ == "__main__":

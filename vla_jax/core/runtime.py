@@ -6,11 +6,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-# Defaults of jaxlib's CPU back end that MJX cannot live with, both measured on jaxlib 0.10.2 with two cores:
-# fused kernel emitters take 1.1 s for vmapped kinematics at batch 32, the older ones 1.6 ms;
-# the concurrent scheduler of thunks hangs for ever in the first or second long rollout, the plain one ran 25 of 25.
-_CPU_FLAGS = ("xla_cpu_use_fusion_emitters", "xla_cpu_enable_concurrency_optimized_scheduler")
-_REPAIRED = (0, 12)  # the first jaxlib that needs neither
+# Defaults of jaxlib's CPU back end that MJX cannot live with, both measured on jaxlib 0.10.2 with two cores, and the
+# first jaxlib that is repaired or does not know the flag, which ends the process then. Fused kernel emitters take 1.1 s
+# for vmapped kinematics at batch 32, the older ones 1.6 ms; the concurrent scheduler of thunks hangs for ever in the
+# first or second long rollout, the plain one ran 25 of 25.
+_CPU_FLAGS = {
+    "xla_cpu_use_fusion_emitters": (0, 11, 1),
+    "xla_cpu_enable_concurrency_optimized_scheduler": (0, 12),
+}
 _SIDE_BY_SIDE = {
     "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_CONCURRENCY_OPTIMIZED",
     "xla_cpu_experimental_ynn_fusion_type": "",  # none of the library that splits all it does over every core
@@ -21,7 +24,8 @@ _COMPILE_CACHE = "VLA_JAX_COMPILE_CACHE"
 def missing_cpu_flags() -> list[str]:
     """The XLA flags this jaxlib needs on a CPU and the environment does not mention; later jaxlibs need none."""
     flags = os.environ.get("XLA_FLAGS", "")
-    return [f"--{name}=false" for name in _CPU_FLAGS if _jaxlib_version() < _REPAIRED and name not in flags]
+    needed = [name for name, repaired in _CPU_FLAGS.items() if _jaxlib_version() < repaired]
+    return [f"--{name}=false" for name in needed if name not in flags]
 
 
 def avoid_broken_cpu_defaults() -> None:
@@ -51,7 +55,8 @@ def kernel_options(platform: str, *, side_by_side: bool = False) -> dict[str, An
     """
     if platform != "cpu":
         return {}
-    kernels = {"xla_cpu_use_fusion_emitters": True} if _jaxlib_version() < _REPAIRED else {}
+    emitters = "xla_cpu_use_fusion_emitters"
+    kernels = {emitters: True} if _jaxlib_version() < _CPU_FLAGS[emitters] else {}
     return kernels | (_SIDE_BY_SIDE if side_by_side else {})
 
 
@@ -77,7 +82,7 @@ def enable_compile_cache(folder: str | Path | None = None) -> Path:
 
 
 def _jaxlib_version() -> tuple[int, ...]:
-    return tuple(int(part) for part in metadata.version("jaxlib").split(".")[:2])
+    return tuple(int(part) for part in metadata.version("jaxlib").split(".")[:3])
 
 
 def _backend_is_live() -> bool:

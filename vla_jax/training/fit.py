@@ -1,6 +1,7 @@
 """One loop for every learner: restore or init, then pull, update, log, evaluate, save, until done or told to stop.
 
-    source.next(step) -> batch -> TrainStep.run(carry, batch) -> carry        (dispatched, never waited for)
+    source.next(step) -> batch -> TrainStep.run(carry, batch) -> carry        (dispatched, never waited for; or both in
+                                                  |                            one program: training/feeding.py)
                                                   |
     every log_every steps: fetch the sums, look for NaN, write metrics.jsonl
     every eval_every: evaluate(actor_params)      every checkpoint_every: save
@@ -24,7 +25,7 @@ import jax
 from vla_jax.core import errors, runtime
 from vla_jax.core.types import Params, Transitions
 from vla_jax.learners.base import HasFrozen, Learner, LearnerState
-from vla_jax.training import checkpoints, collapse, interrupts, sharding, step
+from vla_jax.training import checkpoints, collapse, feeding, interrupts, sharding, step
 from vla_jax.training import logging as logs
 from vla_jax.training.collapse import CollapseConfig, Collapsed
 from vla_jax.training.sources import Closes, Source, UsesMesh
@@ -49,7 +50,7 @@ class FitConfig:
     best_metric: str | None = None  # as logged or evaluated, for example "eval/success_rate"
     best_mode: Literal["max", "min"] = "max"
     nan_guard: bool = True
-    scan_updates: int = 1  # updates per dispatch; pays for tiny networks on accelerators
+    scan_updates: int = 1  # per dispatch, also making their batches where the source can; pays on accelerators
     collapse: CollapseConfig | None = None  # watch a metric, and go back to the last good checkpoint when it collapses
     log: logs.LogConfig = dataclasses.field(default_factory=logs.LogConfig)
 
@@ -177,6 +178,7 @@ class _Run:
         self.learner, self.source, self.config, self.run_dir = learner, source, config, run_dir
         self.evaluate, self.metadata, self.train_step, self.store = evaluate, metadata, train_step, store
         self.quiet = quiet
+        self.feed = feeding.feed(source, train_step)
         self.carry: step.Carry
         self.step = 0  # updates dispatched
         self.source_values: dict[str, list] = {}  # the source's metrics since the last log
@@ -243,17 +245,11 @@ class _Run:
         return self._result(interrupted=False)
 
     def _advance(self) -> None:
-        """Pull the batches of one dispatch and dispatch it; waits only for the dispatch before the last one."""
-        actor_params = self.learner.actor(self.carry.learner)
-        batches = []
-        for offset in range(self.config.scan_updates):
-            batch, values = self.source.next(self.step + offset, actor_params)
-            is_placed = isinstance(self.source, UsesMesh)
-            batches.append(batch if is_placed else sharding.place_batch(batch, self.train_step.mesh))
+        """Dispatch some updates; waits only for the dispatch before the last one."""
+        self.carry, done, said = self.feed.advance(self.carry, self.step)
+        for values in said:
             for name, value in values.items():
                 self.source_values.setdefault(name, []).append(value)
-        batch = batches[0] if len(batches) == 1 else self.train_step.stack(*batches)
-        self.carry, done = self.train_step.run(self.carry, batch)
         self.step += self.config.scan_updates
         self.in_flight.append(done)
         if len(self.in_flight) > _MAX_IN_FLIGHT:

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from vla_jax.core import errors, keys
 from vla_jax.core.types import Metrics, Observation, Params, Transitions
@@ -86,6 +86,8 @@ def _as_predicted(actions: Float[Array, "b h a"], state: Float[Array, "b s"]) ->
 class ReplaySource:
     """The `Source` of off-policy learners; `normalize` and `unnormalize` sit at the edges, as in evaluation."""
 
+    simulates = True
+
     def __init__(
         self,
         env: Env,
@@ -122,13 +124,8 @@ class ReplaySource:
         return jax.tree.map(_zeros, shapes)
 
     def next(self, step: int, actor_params: Params) -> tuple[Transitions, Metrics]:
-        if self._collector is None:
-            self._collector = self._warm_up(actor_params, self._key)
-        if not self._is_seen:  # not part of the state: the same data again after a restart
-            self._recorded, self._is_seen = self._see_rows(actor_params, self._key, self._recorded), True
-        self._collector, batch, metrics = self._decide_and_sample(
-            self._collector, self._recorded, actor_params, keys.at_step(self._key, step + 1)
-        )
+        recorded, collector = self.operands(actor_params)
+        self._collector, batch, metrics = self._next(recorded, collector, actor_params, step)
         return batch, metrics
 
     def state(self) -> Collector:
@@ -140,7 +137,32 @@ class ReplaySource:
     def restore(self, state: Collector) -> None:
         self._collector = state
 
-    # --- compiled -------------------------------------------------------------------------------------------------
+    # --- compiled with the updates (`sources.Compiles`), or alone ---------------------------------------------------
+
+    def operands(self, actor_params: Params) -> tuple[Transitions | None, Collector]:
+        """Recorded rows and the collector, made at the first call."""
+        if self._collector is None:
+            self._collector = self._warm_up(actor_params, self._key)
+        if not self._is_seen:  # not part of the state: the same data again after a restart
+            self._recorded, self._is_seen = self._see_rows(actor_params, self._key, self._recorded), True
+        return self._recorded, self._collector
+
+    def draw(
+        self, fixed: Transitions | None, moving: Collector, actor_params: Params, step: Int[Array, ""]
+    ) -> tuple[Collector, Transitions, Metrics]:
+        """One decision in every environment, and a batch of what is in the buffer then."""
+        decide_key, sample_key = jax.random.split(keys.at_step(self._key, step + 1))
+        moving, metrics = self._decide(moving, actor_params, decide_key)
+        return moving, self._sample(moving, fixed, sample_key), metrics
+
+    def moved(self, moving: Collector, next_step: int) -> None:
+        self._collector = moving
+
+    @partial(jax.jit, static_argnums=0, donate_argnums=2)
+    def _next(
+        self, fixed: Transitions | None, moving: Collector, actor_params: Params, step: Int[Array, ""]
+    ) -> tuple[Collector, Transitions, Metrics]:
+        return self.draw(fixed, moving, actor_params, step)
 
     @partial(jax.jit, static_argnums=0)
     def _warm_up(self, actor_params: Params, key: Key[Array, ""]) -> Collector:
@@ -151,14 +173,6 @@ class ReplaySource:
             return self._decide(collector, actor_params, key)[0], None
 
         return jax.lax.scan(decide, collector, jax.random.split(decide_key, self._config.warmup_decisions))[0]
-
-    @partial(jax.jit, static_argnums=0, donate_argnums=1)
-    def _decide_and_sample(
-        self, collector: Collector, recorded: Transitions | None, actor_params: Params, key: Key[Array, ""]
-    ) -> tuple[Collector, Transitions, Metrics]:
-        decide_key, sample_key = jax.random.split(key)
-        collector, metrics = self._decide(collector, actor_params, decide_key)
-        return collector, self._sample(collector, recorded, sample_key), metrics
 
     @partial(jax.jit, static_argnums=0)
     def _see_rows(self, actor_params: Params, key: Key[Array, ""], recorded: Transitions | None) -> Transitions | None:

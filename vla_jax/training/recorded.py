@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Key
+from jaxtyping import Array, Int, Key
 
 from vla_jax.core import errors, keys
 from vla_jax.core.types import Observation, Params, Transitions
@@ -113,13 +113,15 @@ def seen(
 class OfflineSource:
     """Batches drawn on the device: a function of the seed and the step alone, so there is nothing to restore.
 
-    `draw(data, key)` makes a batch with leading `shape` of what `data` holds; see `of_rows` and `of_trajectories`.
+    `make(data, key)` makes a batch with leading `shape` of what `data` holds; see `of_rows` and `of_trajectories`.
     """
 
+    simulates = False
+
     def __init__(
-        self, data: Any, shape: tuple[int, ...], draw: Callable[[Any, Key[Array, ""]], Transitions], seed: int
+        self, data: Any, shape: tuple[int, ...], make: Callable[[Any, Key[Array, ""]], Transitions], seed: int
     ):
-        self._data, self._make, self._key = jax.tree.map(jnp.asarray, data), draw, keys.stream(seed, "recorded")
+        self._data, self._make, self._key = jax.tree.map(jnp.asarray, data), make, keys.stream(seed, "recorded")
         self._shape, self._mesh, self._step = shape, None, 0
 
     @classmethod
@@ -135,10 +137,10 @@ class OfflineSource:
         every = every.replace(goals=every.observations.state[:, np.asarray(config.goal_dims)])
         starts = resident.chunk_starts(every, action_horizon, arrives=True)
 
-        def draw(data: Any, key: Key[Array, ""]) -> Transitions:
+        def make(data: Any, key: Key[Array, ""]) -> Transitions:
             return resident.goal_batch(*data, key, shape, action_horizon, config.hindsight)
 
-        return cls((every, starts), shape, draw, seed)
+        return cls((every, starts), shape, make, seed)
 
     def use_mesh(self, mesh: Mesh) -> None:
         """The data on every device, the rows of a batch (the last axis of `shape`) over the batch axes."""
@@ -152,7 +154,7 @@ class OfflineSource:
 
     def next(self, step: int, actor_params: Params) -> tuple[Transitions, SourceMetrics]:
         self._step = step + 1
-        return self._draw(self._data, keys.at_step(self._key, step)), {}
+        return self._next(self._data, step), {}
 
     def state(self) -> dict[str, int]:
         return {"next_step": self._step}
@@ -160,10 +162,23 @@ class OfflineSource:
     def restore(self, state: dict[str, int]) -> None:
         self._step = state["next_step"]
 
-    @partial(jax.jit, static_argnums=0)
-    def _draw(self, data: Any, key: Key[Array, ""]) -> Transitions:
-        batch = self._make(data, key)
+    # --- compiled with the updates (`sources.Compiles`), or alone ---------------------------------------------------
+
+    def operands(self, actor_params: Params) -> tuple[Any, None]:
+        return self._data, None
+
+    def draw(
+        self, fixed: Any, moving: None, actor_params: Params, step: int | Int[Array, ""]
+    ) -> tuple[None, Transitions, SourceMetrics]:
+        batch = self._make(fixed, keys.at_step(self._key, step))
         if self._mesh is None or self._shape[-1] % math.prod(self._mesh.shape[axis] for axis in sharding.BATCH_AXES):
-            return batch
+            return None, batch, {}
         spec = PartitionSpec(*(None,) * (len(self._shape) - 1), sharding.BATCH_AXES)
-        return jax.lax.with_sharding_constraint(batch, NamedSharding(self._mesh, spec))
+        return None, jax.lax.with_sharding_constraint(batch, NamedSharding(self._mesh, spec)), {}
+
+    def moved(self, moving: None, next_step: int) -> None:
+        self._step = next_step
+
+    @partial(jax.jit, static_argnums=0)
+    def _next(self, data: Any, step: Int[Array, ""]) -> Transitions:
+        return self.draw(data, None, None, step)[1]

@@ -5,6 +5,7 @@ from concurrent import futures
 from typing import Any, Protocol, runtime_checkable
 
 from jax.sharding import Mesh
+from jaxtyping import Array, Int
 
 from vla_jax.core.types import Params
 from vla_jax.training import sharding
@@ -51,6 +52,29 @@ class Closes(Protocol):
     """A source with threads or processes to end; `fit` calls this last, also after an error."""
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class Compiles(Protocol):
+    """A source on the device whose batches are made by a pure function: with `FitConfig.scan_updates` above 1, batches
+    and updates are one compiled program (`training/feeding.py`), and every batch is made with the actor of its step.
+    """
+
+    simulates: bool  # physics, for which some CPUs need other kernels than updates do
+
+    def operands(self, actor_params: Params) -> tuple[Any, Any]:
+        """What `draw` reads, and what it replaces, whose buffers the program takes. Called before every dispatch."""
+        ...
+
+    def draw(
+        self, fixed: Any, moving: Any, actor_params: Params, step: Int[Array, ""]
+    ) -> tuple[Any, Any, SourceMetrics]:
+        """The new `moving`, the batch of update number `step`, and metrics."""
+        ...
+
+    def moved(self, moving: Any, next_step: int) -> None:
+        """What `draw` left, after the updates before `next_step`."""
+        ...
 
 
 class Loader(Protocol):

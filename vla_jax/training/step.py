@@ -3,9 +3,10 @@
 The host never waits for a step: what it needs to know is summed in `Carry` and fetched once per log interval.
 """
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -15,10 +16,12 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int, Key
 
 from vla_jax.core import keys, placement, runtime
-from vla_jax.core.types import Metrics
+from vla_jax.core.types import Metrics, Params
 from vla_jax.learners.base import Learner, LearnerState
 from vla_jax.training import sharding
 
+# what is read, what moves, actor, step -> what moved, batch, metrics (`sources.Compiles.draw`)
+Draw = Callable[[Any, Any, Params, Int[Array, ""]], tuple[Any, Any, Metrics]]
 Augment = Callable[[Key[Array, ""], Any], Any]  # a batch of one update -> what the learner sees of it
 
 
@@ -65,20 +68,50 @@ class TrainStep:
 
     @functools.cached_property
     def run(self) -> Any:
-        copied = sharding.replicated(self.mesh)
-        platform = self.mesh.devices.flat[0].platform
-        options = runtime.kernel_options(platform, side_by_side=self._side_by_side)
-        shardings = (self.shardings, copied)
+        shardings = (self.shardings, sharding.replicated(self.mesh))
+        options = runtime.kernel_options(self._platform, side_by_side=self._side_by_side)
         return jax.jit(self.apply, donate_argnums=0, out_shardings=shardings, compiler_options=options)
 
+    def drawing(self, draw: Draw, *, simulates: bool) -> Any:
+        """Jitted: `(carry, moving, fixed) -> (carry, moving, metrics, done)`; the first two are donated.
+
+        Draws a batch with the actor as it is then and updates, `scan_updates` times; `metrics` are the means of draw's.
+        """
+
+        def one(state, fixed):
+            carry, moving = state
+            moving, batch, metrics = draw(fixed, moving, self.learner.actor(carry.learner), carry.train_step)
+            return (self._update(carry, batch), moving), metrics
+
+        def run(carry, moving, fixed):
+            with self._traced(beside):
+                together = jax.lax.scan(lambda state, _: one(state, fixed), (carry, moving), None, self.scan_updates)
+            (carry, moving), metrics = together
+            return carry, moving, jax.tree.map(jnp.mean, metrics), carry.train_step + 0
+
+        beside = self._side_by_side and not simulates
+        options = {} if simulates else runtime.kernel_options(self._platform, side_by_side=beside)
+        shardings = (self.shardings, None, None, sharding.replicated(self.mesh))
+        return jax.jit(run, donate_argnums=(0, 1), out_shardings=shardings, compiler_options=options)
+
     def apply(self, carry: Carry, batch: Any) -> tuple[Carry, Int[Array, ""]]:
-        """The pure function that `run` compiles. Networks learn the mesh from the context (`core/placement.py`)."""
-        with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh), placement.side_by_side(self._side_by_side):
+        """The pure function that `run` compiles."""
+        with self._traced(self._side_by_side):
             if self.scan_updates == 1:
                 carry = self._update(carry, batch)
             else:
                 carry, _ = jax.lax.scan(lambda carry, batch: (self._update(carry, batch), None), carry, batch)
             return carry, carry.train_step + 0
+
+    @contextlib.contextmanager
+    def _traced(self, beside: bool) -> Iterator[None]:
+        """Networks learn the mesh from the context (`core/placement.py`)."""
+        with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh), placement.side_by_side(beside):
+            yield
+
+    @property
+    def _platform(self) -> str:
+        return self.mesh.devices.flat[0].platform
 
     @functools.cached_property
     def _side_by_side(self) -> bool:
