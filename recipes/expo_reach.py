@@ -80,6 +80,11 @@ def fine() -> Experiment:
     return dataclasses.replace(quick(), env=ReachConfig(radius=0.01, episode_length=8))
 
 
+def fine_long() -> Experiment:
+    """Ten times as many steps of it: whether every seed has its first hit, and what follows."""
+    return dataclasses.replace(fine(), env_steps=long().env_steps)
+
+
 def sharp() -> Experiment:
     """The edit is needed: discs of 0.02 of an action around what is 0.04 per entry beyond the demonstrations.
 

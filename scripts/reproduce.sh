@@ -33,7 +33,7 @@ discrete_diffusion_place() { # on a robot task: three trainings per seed, half a
   "$bin/vla-jax" table discrete_diffusion_place
 }
 
-expo() { # nine arms of two minutes of one core each, and three of twenty; how they start, ten
+expo() { # nine arms of two minutes of one core each, and five of twenty; how they start, ten
   "$bin/python" scripts/reproduce_expo.py --seeds 0 1 2 3 4
   "$bin/python" scripts/inspect_expo_start.py --seeds 0 1 2 3 4
   "$bin/vla-jax" table expo

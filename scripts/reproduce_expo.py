@@ -52,6 +52,8 @@ ARMS: dict[str, tuple[Callable[[], expo_reach.Experiment], dict[str, Any] | None
     "long_rlpd": (expo_reach.long, None),
     "long_best_of_8": (expo_reach.long, {"edited": False}),
     "long_expo": (expo_reach.long, {}),
+    "fine_long_best_of_8": (expo_reach.fine_long, {"edited": False}),
+    "fine_long_expo": (expo_reach.fine_long, {}),
 }
 PROMPTS = PromptTable(jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool))
 CONSOLE = rich.console.Console(highlight=False)

@@ -308,6 +308,8 @@ _EXPO = TableSpec(
         Row("long_rlpd", "30,000 steps: RLPD", recipe="expo_reach.py"),
         Row("long_best_of_8", "30,000 steps: best of 8", recipe="expo_reach.py"),
         Row("long_expo", "30,000 steps: EXPO", recipe="expo_reach.py"),
+        Row("fine_long_best_of_8", "small goals, short episodes, 30,000 steps: best of 8", recipe="expo_reach.py"),
+        Row("fine_long_expo", "small goals, short episodes, 30,000 steps: EXPO", recipe="expo_reach.py"),
     ),
     seeds=(0, 1, 2, 3, 4),
     episodes=128,
