@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import mapping
 import numpy as np
-import optax
 import sizes
 import timing
 
@@ -23,6 +22,7 @@ from vla_jax.losses.flow import flow_matching_loss, interpolate
 from vla_jax.nets.critics import CriticConfig
 from vla_jax.nets.state_mlp import StateMLP, StateMLPConfig
 from vla_jax.policies.flow import FlowConfig, FlowPolicy
+from vla_jax.training.optimizers import Adam
 
 _TOLERANCE = 2e-4  # of the largest entry of each array
 
@@ -54,7 +54,7 @@ def dqc_learner(size: sizes.DQCSize, policy: type[FlowPolicy] = FlowPolicy) -> D
         size.action_dim,
         size.state_dim,
         size.goal_dim,
-        optax.adam(sizes.ADAM_LR),
+        Adam(sizes.ADAM_LR).build(),
         config,
     )
 
@@ -107,7 +107,7 @@ def rlpd_learner() -> RLPD:
         discount=size.discount,
         actor_batch="all",
     )
-    return RLPD(size.action_dim, size.state_dim, optax.adam(sizes.ADAM_LR), config)
+    return RLPD(size.action_dim, size.state_dim, Adam(sizes.ADAM_LR).build(), config)
 
 
 def rlpd_batch(leading: tuple[int, ...]) -> Transitions:

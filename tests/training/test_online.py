@@ -84,6 +84,13 @@ def test_the_success_rate_is_that_of_the_latest_episodes():
     assert metrics["collect/success_rate"] > 0.6  # some paths cross the wrong corner
 
 
+def test_there_may_be_more_environments_than_episodes_are_remembered():
+    made = source(num_envs=300, capacity=900)
+    for step in range(6):
+        metrics = made.next(step, Straight.actor)[1]
+    assert metrics["collect/success_rate"] > 0 and made.state().outcomes.capacity == 300
+
+
 def test_a_restored_source_gives_the_same_batches():
     made = source()
     for step in range(3):

@@ -33,7 +33,7 @@ from vla_jax.losses import td
 from vla_jax.training import recorded as recorded_rows
 from vla_jax.training import sharding
 
-_RECENT_EPISODES = 256
+_RECENT_EPISODES = 256  # whose success is told; as many as there are environments, where those are more
 
 
 class Explores(Protocol):
@@ -194,7 +194,7 @@ class ReplaySource:
             view=view,
             stored=stored,
             buffer=replay.init(self._config.capacity, first),
-            outcomes=replay.init(_RECENT_EPISODES, outcome),
+            outcomes=replay.init(max(_RECENT_EPISODES, self._config.num_envs), outcome),
             returns=returns.init(self._config.capacity) if self._config.returns else None,
         )
 
