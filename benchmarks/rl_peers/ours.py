@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import mapping
 import numpy as np
+import optax
 import sizes
 import timing
 
@@ -22,7 +23,6 @@ from vla_jax.losses.flow import flow_matching_loss, interpolate
 from vla_jax.nets.critics import CriticConfig
 from vla_jax.nets.state_mlp import StateMLP, StateMLPConfig
 from vla_jax.policies.flow import FlowConfig, FlowPolicy
-from vla_jax.training.optimizers import Adam
 
 _TOLERANCE = 2e-4  # of the largest entry of each array
 
@@ -54,7 +54,7 @@ def dqc_learner(size: sizes.DQCSize, policy: type[FlowPolicy] = FlowPolicy) -> D
         size.action_dim,
         size.state_dim,
         size.goal_dim,
-        Adam(sizes.ADAM_LR).build(),
+        optax.adam(sizes.ADAM_LR),
         config,
     )
 
@@ -107,7 +107,7 @@ def rlpd_learner() -> RLPD:
         discount=size.discount,
         actor_batch="all",
     )
-    return RLPD(size.action_dim, size.state_dim, Adam(sizes.ADAM_LR).build(), config)
+    return RLPD(size.action_dim, size.state_dim, optax.adam(sizes.ADAM_LR), config)
 
 
 def rlpd_batch(leading: tuple[int, ...]) -> Transitions:

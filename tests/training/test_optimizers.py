@@ -49,31 +49,6 @@ def test_weight_decay_leaves_biases_and_norms_alone_even_when_stacked():
     np.testing.assert_array_equal(params["backbone"]["norm"]["scale"], 1.0)
 
 
-@pytest.mark.parametrize("config", [Adam(1e-2), Adam(1e-2, warmup_steps=5, decay_steps=20, b1=0.8, b2=0.99, eps=1e-3)])
-def test_adam_is_that_of_optax(config):
-    ours, theirs = config.build(), optax.adam(config.schedule(), config.b1, config.b2, config.eps)
-    params = {"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)}
-    state, expected = ours.init(params), theirs.init(params)
-    for step in range(25):
-        scale = 10.0 ** (step % 5 - 3)
-        keys = jax.random.split(jax.random.key(step))
-        grads = {"kernel": scale * jax.random.normal(keys[0], (3, 2)), "bias": scale * jax.random.normal(keys[1], (2,))}
-        updates, state = ours.update(grads, state, params)
-        wanted, expected = theirs.update(grads, expected, params)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-8), updates, wanted)
-        params = optax.apply_updates(params, updates)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), (state.mu, state.nu), (expected[0].mu, expected[0].nu)
-    )
-
-
-def test_adam_keeps_the_dtype_of_its_moments():
-    params = {"kernel": jnp.ones((3, 2), jnp.bfloat16)}
-    transformation = Adam().build()
-    updates, state = transformation.update(params, transformation.init(params), params)
-    assert updates["kernel"].dtype == state.mu["kernel"].dtype == jnp.bfloat16
-
-
 @pytest.mark.parametrize("config", [AdamW(eps=1.0, weight_decay=0.1, clip_norm=0.5), Adam(eps=1.0, clip_norm=0.5)])
 def test_accumulated_small_batches_are_one_large_batch(config):
     x = jax.random.normal(jax.random.key(0), (32, 3))

@@ -5,7 +5,6 @@ import fnmatch
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from vla_jax.core import errors
@@ -83,7 +82,7 @@ class Adam:
 
     def build(self) -> optax.GradientTransformation:
         """The transformation; `init` raises ConfigError when a freeze pattern matches no parameter."""
-        return _finish(self, _adam(self.schedule(), self.b1, self.b2, self.eps))
+        return _finish(self, optax.adam(self.schedule(), b1=self.b1, b2=self.b2, eps=self.eps))
 
 
 def decayed(params: Params, no_decay: tuple[str, ...] = NO_DECAY) -> Any:
@@ -142,30 +141,6 @@ def _schedule(config: AdamW | Adam) -> optax.Schedule:
     if config.warmup_steps:
         return optax.linear_schedule(0.0, config.peak_lr, config.warmup_steps)
     return optax.constant_schedule(config.peak_lr)
-
-
-def _adam(schedule: optax.Schedule, b1: float, b2: float, eps: float) -> optax.GradientTransformation:
-    """`optax.adam` up to rounding, in so few operations per leaf that a GPU updates many small leaves with one kernel.
-
-    Where optax corrects the bias of both moments in every leaf, here the two corrections, the rate and eps are two
-    numbers. XLA merges kernels of up to 30 operations; of the 171 kernels of an update of two small critics, 50 were
-    Adam's. The barrier keeps it from computing the numbers again in every leaf.
-    """
-
-    def update(grads: Params, state: optax.ScaleByAdamState, params: Params | None = None):
-        count = optax.safe_increment(state.count)
-        root = jnp.sqrt(1 - b2**count)
-        numbers = jax.lax.optimization_barrier((-schedule(state.count) * root / (1 - b1**count), eps * root))
-        mu = jax.tree.map(lambda m, g: m + (1 - b1) * (g - m), state.mu, grads)
-        nu = jax.tree.map(lambda v, g: v + (1 - b2) * (g * g - v), state.nu, grads)
-
-        def one(m, v):
-            rate, least = (number.astype(m.dtype) for number in numbers)
-            return rate * m / (jnp.sqrt(v) + least)
-
-        return jax.tree.map(one, mu, nu), optax.ScaleByAdamState(count, mu, nu)
-
-    return optax.GradientTransformation(optax.scale_by_adam(b1, b2, eps).init, update)
 
 
 def _finish(config: AdamW | Adam, update: optax.GradientTransformation) -> optax.GradientTransformation:
