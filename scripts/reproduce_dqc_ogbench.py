@@ -1,8 +1,9 @@
-"""DQC on OGBench's cube-single: trained offline, judged by OGBench's five tasks. Minutes per run on one CPU core.
+"""DQC on OGBench: trained offline, judged by its five tasks of a scene. Minutes per run on one CPU core.
 
     python -m data_pipelines.ogbench generate --env cube-single --steps 100000 --out runs/ogbench/cube-single-play
     python scripts/reproduce_dqc_ogbench.py --seeds 0 1 2
     python scripts/reproduce_dqc_ogbench.py --seeds 0 1 2 --size million     # rows that end in _1m
+    python scripts/reproduce_dqc_ogbench.py --seeds 0 1 2 --size maze --methods dqc q_chunking
     python scripts/reproduce_dqc_ogbench.py --judge
 
 A run that was stopped goes on from its last save, and one whose results are there is not made again. The policies are
@@ -29,7 +30,7 @@ from vla_jax.training.recipe import Recipe
 from vla_jax.training.trained import TrainedPolicy
 
 TABLE = "dqc_ogbench"
-SUFFIXES = {"quick": "", "million": "_1m"}  # of rows, by size
+SUFFIXES = {"quick": "", "million": "_1m", "maze": "_maze"}  # of rows, by size
 FEWER = 4  # candidates
 CLONES = {"dqc": "flow_bc", "q_chunking": "flow_bc_5"}  # rows of their policies without the choice
 CONSOLE = rich.console.Console(highlight=False)
@@ -39,7 +40,7 @@ CONSOLE = rich.console.Console(highlight=False)
 class Options:
     methods: tuple[str, ...] = ("dqc", "dqc_093", "q_chunking")  # keys of recipes/dqc_ogbench.py METHODS
     seeds: tuple[int, ...] = (0, 1, 2)
-    size: Literal["quick", "million"] = "quick"  # of recipes/dqc_ogbench.py
+    size: Literal["quick", "million", "maze"] = "quick"  # of recipes/dqc_ogbench.py
     num_train_steps: int | None = None  # None: the recipe's
     episodes_per_task: int = 50
     dataset: str | None = None  # version folder; None: the recipe's

@@ -12,6 +12,7 @@ from recipes import dqc_ogbench
 from scripts import reproduce_dqc_ogbench as script
 from tests.envs.fake_gymnasium import GoalEnv
 from vla_jax import cli
+from vla_jax.core import errors
 from vla_jax.core.types import Observation, Transitions
 from vla_jax.data.formats.features import Episode, demonstration_flags, episode_features
 from vla_jax.data.formats.rlds_writer import RldsWriter
@@ -23,6 +24,7 @@ from vla_jax.training.sharding import MeshConfig
 
 RECIPES = {name: dqc_ogbench.quick(name) for name in dqc_ogbench.METHODS} | {
     "million": dqc_ogbench.million(),
+    "maze": dqc_ogbench.maze(),
     "paper": dqc_ogbench.paper(),
 }
 
@@ -38,14 +40,14 @@ def test_an_update_and_an_action_have_the_recipes_shapes(name):
     prompt = abstract(b, 1, dtype=jnp.int32)
     seen = Observation({}, {}, abstract(b, recipe.policy.backbone.state_dim), prompt, abstract(b, 1, dtype=bool))
     steps, goal = abstract(b, h), abstract(b, len(recipe.recorded.goal_dims))
-    actions = abstract(b, h, dqc_ogbench.ACTION_DIM)
+    actions = abstract(b, h, recipe.policy.decoder.action_dim)
     batch = Transitions(seen, actions, steps, steps, abstract(b, h, dtype=bool), seen, {}, goal)
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(learner.init, key)
     after, metrics = jax.eval_shape(learner.update, state, key, batch)
     assert jax.tree.structure(after) == jax.tree.structure(state) and metrics["loss"].shape == ()
     chunk, memory = jax.eval_shape(learner.act, learner.actor(state), key, seen, goal)
-    assert chunk.shape == (b, recipe.learner.steps_run, dqc_ogbench.ACTION_DIM) and memory.shape == goal.shape
+    assert chunk.shape == (b, recipe.learner.steps_run, actions.shape[-1]) and memory.shape == goal.shape
 
 
 def test_the_policy_of_dqc_is_that_of_behaviour_cloning_and_shorter_than_its_backup():
@@ -58,6 +60,11 @@ def test_goals_are_the_positions_of_the_cubes():
     """Of OGBench's states: 19 numbers of the arm, then per cube position, rotation (4) and yaw (2)."""
     assert RECIPES["dqc"].recorded.goal_dims == (19, 20, 21)
     assert RECIPES["paper"].recorded.goal_dims == (19, 20, 21, 28, 29, 30, 37, 38, 39)
+
+
+def test_a_method_that_a_scene_has_no_levels_for_is_named():
+    with pytest.raises(errors.ConfigError, match="no method 'n_step'"):
+        dqc_ogbench.maze("n_step")
 
 
 @pytest.fixture
