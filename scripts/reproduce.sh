@@ -52,11 +52,11 @@ dqc() { # a chain, a minute of one core per method and seed
   "$bin/vla-jax" table dqc
 }
 
-dqc_ogbench() { # needs the extra ogbench: three trainings per seed and one more, a quarter of an hour of one core each; half an hour of data
+dqc_ogbench() { # needs the extra ogbench: three trainings per seed, a quarter of an hour of one core each, and two of half an hour; half an hour of data
   "$bin/python" -m data_pipelines.ogbench generate --env cube-single --steps 100000 --out runs/ogbench/cube-single-play
   "$bin/python" scripts/reproduce_dqc_ogbench.py --seeds 0 1 2
   "$bin/python" -m data_pipelines.ogbench generate --env cube-single --steps 1000000 --out runs/ogbench/cube-single-play-1m
-  "$bin/python" scripts/reproduce_dqc_ogbench.py --seeds 0 --size million --methods dqc
+  "$bin/python" scripts/reproduce_dqc_ogbench.py --seeds 0 1 2 --size million --methods dqc q_chunking
   "$bin/python" scripts/reproduce_dqc_ogbench.py --judge
   "$bin/vla-jax" table dqc_ogbench
 }
