@@ -102,7 +102,7 @@ def test_pictures_of_now_and_next_are_cropped_apart(monkeypatch):
     learner, seen = make(), []
     monkeypatch.setattr(RLPD, "_critic_step", lambda self, state, inputs: seen.append(inputs[1]) or (state, {}))
     monkeypatch.setattr(RLPD, "_actor_step", lambda self, state, key, batch: (state, {}))
-    monkeypatch.setattr(jax.lax, "scan", lambda body, state, inputs: body(state, inputs))
+    monkeypatch.setattr(jax.lax, "scan", lambda body, state, inputs, **_: body(state, inputs))
     batch = transitions(1)
     batch = batch.replace(next_observation=batch.observation)
     learner._round(learner.init(KEY), (KEY, batch))

@@ -20,7 +20,7 @@ def run(method, seed):
     recipe = dataclasses.replace(recipe, learner=dataclasses.replace(recipe.learner, critic=critic))
     learner = trained.make_learner(recipe)
     state = learner.init(jax.random.key(seed))
-    edges = trained.make_edges(recipe, Statistics.identity(28, dqc_ogbench.ACTION_DIM))
+    edges = trained.make_edges(recipe, Statistics.identity(28, dqc_ogbench.CUBE_SINGLE.action_dim))
     return TrainedPolicy(None, recipe, learner, learner.actor(state), edges, {}), state
 
 
@@ -30,7 +30,7 @@ def rows():
     states = rng.normal(size=(40, 28)).astype(np.float32)
     states[:, script.HAND], states[:, script.CUBE] = (0, 0, 0.35), 0.0  # 3.5 cm above a resting cube
     states[:, script.OPENING], states[:, script.CONTACT] = np.arange(40) % 2 * 3.0, 0.0
-    actions = np.zeros((40, dqc_ogbench.ACTION_DIM), np.float32)
+    actions = np.zeros((40, dqc_ogbench.CUBE_SINGLE.action_dim), np.float32)
     actions[::4, -1] = 1.0  # half of the rows with an open hand
     seen = trajectory_sets.state_observations(states)
     recorded = trajectory_sets.from_arrays(seen, actions, np.zeros(40), np.ones(40), np.array([40]))
@@ -68,7 +68,7 @@ class Arm:
         return self._seen(), {}
 
     def step(self, action):
-        assert np.shape(action) == (dqc_ogbench.ACTION_DIM,)
+        assert np.shape(action) == (dqc_ogbench.CUBE_SINGLE.action_dim,)
         self.steps += 1
         return self._seen(), 0.0, self.task == 0 and self.steps == 4, False, {}
 
