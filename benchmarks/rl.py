@@ -3,7 +3,7 @@
     python benchmarks/rl.py --json results/benchmarks/rl.json                # about 8 minutes on 2 idle cores
     python benchmarks/rl.py --quick                                          # does it run? one case, once
     python benchmarks/rl.py --quick --sides ours                             # without the public agents
-    python benchmarks/rl.py --platform cuda --sides ours,public --num-envs 1024 --json results/benchmarks/rl_gpu.json
+    python benchmarks/rl.py --platform cuda --sides ours,public --num-envs 1024 --json rl_gpu.json
 
 Cases: dqc_2x256 and dqc_4x1024 (one update of decoupled Q-chunking on 256 chunks; `_scanN` are N of them in one
 call), serl_utd20 (20 critic updates of 256 transitions with 10 critics, then one update of actor and temperature on all

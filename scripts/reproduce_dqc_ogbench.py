@@ -46,7 +46,7 @@ class Options:
     dataset: str | None = None  # version folder; None: the recipe's
     runs: str = "runs/dqc_ogbench"  # run folders
     results: str = "results"
-    train_only: bool = False  # without OGBench, on a machine with an accelerator; the same command without it judges
+    train_only: bool = False  # on a machine with an accelerator; the same command without it judges
     judge: bool = False  # print the claims against the results, and run nothing
 
 

@@ -37,7 +37,7 @@ def make(size: online.Size) -> tuple[step.TrainStep, ReplaySource]:
     abstract = jax.eval_shape(lambda key: learner.actor(learner.init(key)), jax.random.key(0))
     source, mesh = ReplaySource(env, learner, abstract, collect), sharding.make_mesh(sharding.MeshConfig())
     source.use_mesh(mesh)
-    scan = size.decisions
+    scan = 1 if jax.default_backend() == "cpu" else size.decisions
     return step.build(learner, source.example(), mesh, scan_updates=scan), source
 
 

@@ -78,15 +78,14 @@ class TrainStep:
         Draws a batch with the actor as it is then and updates, `scan_updates` times; `metrics` are the means of draw's.
         """
 
-        def one(state, fixed):
-            carry, moving = state
-            moving, batch, metrics = draw(fixed, moving, self.learner.actor(carry.learner), carry.train_step)
-            return (self._update(carry, batch), moving), metrics
-
         def run(carry, moving, fixed):
+            def one(state, _):
+                carry, moving = state
+                moving, batch, metrics = draw(fixed, moving, self.learner.actor(carry.learner), carry.train_step)
+                return (self._update(carry, batch), moving), metrics
+
             with self._traced(beside):
-                together = jax.lax.scan(lambda state, _: one(state, fixed), (carry, moving), None, self.scan_updates)
-            (carry, moving), metrics = together
+                (carry, moving), metrics = jax.lax.scan(one, (carry, moving), None, self.scan_updates)
             return carry, moving, jax.tree.map(jnp.mean, metrics), carry.train_step + 0
 
         beside = self._side_by_side and not simulates
