@@ -1,4 +1,4 @@
-"""The public agents' parameters as ours, whose critics keep the actions' rows of the first layer apart."""
+"""The public agents' parameters as ours."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -28,18 +28,8 @@ def _mlp(hidden: list, norms: list, output: dict) -> dict[str, Any]:
     return {"hidden": _numbered(hidden), "norms": _numbered(norms), "output": output}
 
 
-def _critic(hidden: list, norms: list, output: dict, feature_dim: int) -> dict[str, Any]:
-    kernel = hidden[0]["kernel"]
-    return {
-        "from_features": {"kernel": kernel[:, :feature_dim], "bias": hidden[0]["bias"]},
-        "from_actions": {"kernel": kernel[:, feature_dim:]},
-        "norm": norms[0],
-        "trunk": _mlp(hidden[1:], norms[1:], output),
-    }
-
-
-def dqc(arrays: Arrays, prefix: str, feature_dim: int) -> dict[str, Any]:
-    """`learners.dqc`'s params; `feature_dim` counts state and goal."""
+def dqc(arrays: Arrays, prefix: str) -> dict[str, Any]:
+    """`learners.dqc`'s params."""
 
     def parts(module: str) -> tuple[list, list, dict]:
         dense = _layers(arrays, f"{prefix}/{module}", "Dense")
@@ -48,17 +38,14 @@ def dqc(arrays: Arrays, prefix: str, feature_dim: int) -> dict[str, Any]:
     return {
         "policy": {"backbone": {"mlp": _mlp(*parts("actor_bc/mlp"))}},
         "value": {"mlp": _mlp(*parts("value/value_net"))},
-        **{
-            name: _critic(*parts(f"{name}/value_net"), feature_dim=feature_dim)
-            for name in ("action_critic", "chunk_critic")
-        },
+        **{name: {"mlp": _mlp(*parts(f"{name}/value_net"))} for name in ("action_critic", "chunk_critic")},
     }
 
 
-def serl_critic(arrays: Arrays, prefix: str, feature_dim: int) -> dict[str, Any]:
+def serl_critic(arrays: Arrays, prefix: str) -> dict[str, Any]:
     hidden, norms = (_layers(arrays, f"{prefix}/network", name) for name in ("Dense", "LayerNorm"))
     (output,) = _layers(arrays, prefix, "Dense")
-    return {"head": _critic(hidden, norms, output, feature_dim), "encoder": {}}
+    return {"head": {"mlp": _mlp(hidden, norms, output)}, "encoder": {}}
 
 
 def serl_actor(arrays: Arrays, prefix: str) -> dict[str, Any]:

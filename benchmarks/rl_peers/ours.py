@@ -153,8 +153,7 @@ def differences(found, expected) -> dict[str, float]:
 def dqc_check(theirs: dict[str, np.ndarray], size: sizes.DQCSize) -> dict[str, float]:
     draws = {name: jnp.asarray(theirs[name]) for name in ("noise", "time")}
     learner = dqc_learner(size, type("Drawn", (FixedDraws,), {"draws": draws}))
-    joint = size.state_dim + size.goal_dim
-    params, expected = (jax.tree.map(jnp.asarray, mapping.dqc(theirs, what, joint)) for what in ("params", "grads"))
+    params, expected = (jax.tree.map(jnp.asarray, mapping.dqc(theirs, what)) for what in ("params", "grads"))
     # the slow copy starts as the critic's
     gradient = jax.jit(jax.grad(learner.loss, has_aux=True))
     grads, metrics = gradient(params, params["action_critic"], jax.random.key(0), dqc_batch(size))
@@ -172,7 +171,7 @@ def serl_check(theirs: dict[str, np.ndarray]) -> dict[str, float]:
     size, learner = sizes.SERL, rlpd_learner()
     theirs = {name: jnp.asarray(array) for name, array in theirs.items()}
     critic, actor = (
-        mapping.serl_critic(theirs, "params/critic", size.state_dim),
+        mapping.serl_critic(theirs, "params/critic"),
         mapping.serl_actor(theirs, "params/actor"),
     )
     params = {"critic": critic, "actor": actor, "temperature": theirs["params/temperature/lagrange"]}
@@ -195,7 +194,7 @@ def serl_check(theirs: dict[str, np.ndarray]) -> dict[str, float]:
 
     expected = (
         theirs["critic/loss"],
-        mapping.serl_critic(theirs, "critic/grads/critic", size.state_dim),
+        mapping.serl_critic(theirs, "critic/grads/critic"),
         theirs["actor/loss"],
         mapping.serl_actor(theirs, "actor/grads/actor"),
     )

@@ -108,9 +108,9 @@ def test_public_parameters_become_ours(ours):
         **public_layers("params/chunk_critic/value_net", (joint + 8, *hidden, 1), heads=2),
     }
     state = jax.eval_shape(ours.dqc_learner(DQC).init, jax.random.key(0))
-    assert shapes(mapping.dqc(theirs, "params", joint)) == shapes(state.params)
+    assert shapes(mapping.dqc(theirs, "params")) == shapes(state.params)
     with pytest.raises(KeyError, match="chunk_critic"):
-        mapping.dqc({name: x for name, x in theirs.items() if "chunk" not in name}, "params", joint)
+        mapping.dqc({name: x for name, x in theirs.items() if "chunk" not in name}, "params")
 
 
 def test_serls_parameters_become_ours(ours):
@@ -123,7 +123,7 @@ def test_serls_parameters_become_ours(ours):
     critic = trunk("c", 8, 4) | {"c/Dense_0/kernel": np.zeros((4, 24, 1)), "c/Dense_0/bias": np.zeros((4, 1))}
     outputs = {f"a/Dense_{i}/{name}": np.zeros(s) for i in (0, 1) for name, s in (("kernel", (24, 3)), ("bias", (3,)))}
     state = jax.eval_shape(ours.rlpd_learner().init, jax.random.key(0))
-    assert shapes(mapping.serl_critic(critic, "c", SERL.state_dim)) == shapes(state.params["critic"])
+    assert shapes(mapping.serl_critic(critic, "c")) == shapes(state.params["critic"])
     assert shapes(mapping.serl_actor(trunk("a", 5) | outputs, "a")) == shapes(state.params["actor"])
 
 

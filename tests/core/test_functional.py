@@ -88,3 +88,10 @@ def test_a_module_with_other_state_is_refused():
 
     with pytest.raises(TypeError, match=r"only nnx\.Param"):
         functional.init(lambda rngs: Counter(rngs), jax.random.key(0))
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_draws_are_those_of_a_vmap_also_when_there_is_one(number):
+    x, y = jnp.arange(float(2 * number)).reshape(number, 2), jnp.arange(float(number))
+    found = functional.each_draw(lambda x, y: (x * y, y + 1), x, y)
+    jax.tree.map(np.testing.assert_array_equal, found, jax.vmap(lambda x, y: (x * y, y + 1))(x, y))

@@ -150,7 +150,7 @@ def test_the_choice_in_targets_may_be_the_online_critics_but_the_target_critic_j
     state, batch = learner.init(KEY), one(transitions(KEY))
     # opposite tastes: the online critic wants what the target critic likes least
     target = jax.tree.map(jnp.copy, state.target_critic)
-    target["heads"]["trunk"]["output"]["kernel"] *= -1
+    target["heads"]["mlp"]["output"]["kernel"] *= -1
     state = state.replace(target_critic=target)
     best = learner.targets(state, KEY, batch, batch.next_observation)
     worst = online.targets(state, KEY, batch, batch.next_observation)

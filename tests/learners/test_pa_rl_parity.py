@@ -46,33 +46,23 @@ def arrays(name, kind):
 
 
 def translated(theirs):
-    """Their parameters as ours: the first layer cut into state and action, the shared last one given to every head."""
-    first = theirs["network/Dense_0/kernel"]
+    """Their parameters as ours: the shared last layer given to every head."""
     copied = {name: jnp.broadcast_to(x[None], (E, *x.shape)) for name, x in theirs.items() if "network" not in name}
-    return {
-        "from_features": {"kernel": first[:, :S], "bias": theirs["network/Dense_0/bias"]},
-        "from_actions": {"kernel": first[:, S:]},
-        "norm": {part: theirs[f"network/LayerNorm_0/{part}"] for part in ("scale", "bias")},
-        "trunk": {
-            "hidden": {"0": {part: theirs[f"network/Dense_1/{part}"] for part in ("kernel", "bias")}},
-            "norms": {"0": {part: theirs[f"network/LayerNorm_1/{part}"] for part in ("scale", "bias")}},
-            "output": {part: copied[f"Dense_0/{part}"] for part in ("kernel", "bias")},
-        },
-    }
+
+    def layers(name, *parts):
+        return {str(i): {part: theirs[f"network/{name}_{i}/{part}"] for part in parts} for i in (0, 1)}
+
+    output = {part: copied[f"Dense_0/{part}"] for part in ("kernel", "bias")}
+    hidden, norms = layers("Dense", "kernel", "bias"), layers("LayerNorm", "scale", "bias")
+    return {"mlp": {"hidden": hidden, "norms": norms, "output": output}}
 
 
 def back(ours, reduce):
     """The inverse of `translated`; `reduce` makes one last layer of those of the heads."""
-    trunk = ours["trunk"]
-    kernels = [ours["from_features"]["kernel"], ours["from_actions"]["kernel"]]
-    named = {"network/Dense_0/kernel": jnp.concatenate(kernels, axis=1)}
-    named["network/Dense_0/bias"] = ours["from_features"]["bias"]
-    for part in ("scale", "bias"):
-        named[f"network/LayerNorm_0/{part}"] = ours["norm"][part]
-        named[f"network/LayerNorm_1/{part}"] = trunk["norms"]["0"][part]
-    for part in ("kernel", "bias"):
-        named[f"network/Dense_1/{part}"] = trunk["hidden"]["0"][part]
-        named[f"Dense_0/{part}"] = reduce(trunk["output"][part])
+    mlp = ours["mlp"]
+    named = {f"Dense_0/{part}": reduce(leaf) for part, leaf in mlp["output"].items()}
+    for name, layers in (("Dense", mlp["hidden"]), ("LayerNorm", mlp["norms"])):
+        named |= {f"network/{name}_{i}/{part}": leaf for i, layer in layers.items() for part, leaf in layer.items()}
     return named
 
 
@@ -179,8 +169,8 @@ def test_one_step_of_the_critic_lands_where_theirs_does(name):
     params = translated(arrays(name, "params"))
     optimizer, grads = optax.adam(RATE), jax.grad(lambda p: loss(p)[0])(params)
     # one shared last layer takes one step along the sum
-    shared = jax.tree.map(lambda g: jnp.broadcast_to(g.sum(0)[None], g.shape), grads["trunk"]["output"])
-    grads = {**grads, "trunk": {**grads["trunk"], "output": shared}}
+    shared = jax.tree.map(lambda g: jnp.broadcast_to(g.sum(0)[None], g.shape), grads["mlp"]["output"])
+    grads = {"mlp": {**grads["mlp"], "output": shared}}
     updates, _ = optimizer.update(grads, optimizer.init(params), params)
     after = back(optax.apply_updates(params, updates), lambda x: x[0])
     # Adam's first step is its rate times the gradient's sign: where that is rounding, either sign is right

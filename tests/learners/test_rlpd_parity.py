@@ -25,22 +25,15 @@ def theirs():
 
 
 def critic(theirs, prefix):
-    """Their concatenated first layer is our two; heads lead every leaf."""
+    """Heads lead every leaf."""
 
     def layer(name):
         return theirs[f"{prefix}/critic/{name}"]
 
-    first = layer("network/Dense_0/kernel")
-    norms = [{key: layer(f"network/LayerNorm_{i}/{key}") for key in ("scale", "bias")} for i in (0, 1)]
-    second = {key: layer(f"network/Dense_1/{key}") for key in ("kernel", "bias")}
+    hidden = {str(i): {key: layer(f"network/Dense_{i}/{key}") for key in ("kernel", "bias")} for i in (0, 1)}
+    norms = {str(i): {key: layer(f"network/LayerNorm_{i}/{key}") for key in ("scale", "bias")} for i in (0, 1)}
     output = {key: layer(f"Dense_0/{key}") for key in ("kernel", "bias")}
-    head = {
-        "from_features": {"kernel": first[:, :S], "bias": layer("network/Dense_0/bias")},
-        "from_actions": {"kernel": first[:, S:]},
-        "norm": norms[0],
-        "trunk": {"hidden": {"0": second}, "norms": {"0": norms[1]}, "output": output},
-    }
-    return {"head": head, "encoder": {}}
+    return {"head": {"mlp": {"hidden": hidden, "norms": norms, "output": output}}, "encoder": {}}
 
 
 def actor(theirs, prefix):

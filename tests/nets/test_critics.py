@@ -80,3 +80,21 @@ def test_means_made_head_by_head_or_at_once_have_the_values_and_gradients_of_the
 
     jax.tree.map(close, jax.jit(jax.value_and_grad(value))(chunks), jax.jit(jax.value_and_grad(plain_value))(chunks))
     assert ("while" in jax.jit(value).lower(chunks).as_text()) == (num_cores == 1)
+
+
+def test_the_joint_product_has_the_gradients_of_the_plain_one_and_those_in_chunks_alone_cost_no_others():
+    keys = jax.random.split(jax.random.key(0), 4)
+    features, chunks, kernel, weights = (
+        jax.random.normal(key, shape) for key, shape in zip(keys, [(5, 300), (5, 4), (304, 6), (5, 6)], strict=True)
+    )
+
+    def plain(features, chunks, kernel):
+        return (jnp.concatenate([features, chunks], -1) @ kernel * weights).sum()
+
+    def joint(features, chunks, kernel):
+        return (critics._product(features, chunks, kernel) * weights).sum()
+
+    wanted, found = (jax.grad(f, argnums=(0, 1, 2))(features, chunks, kernel) for f in (plain, joint))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), found, wanted)
+    in_chunks = jax.jit(jax.grad(joint, argnums=1)).lower(features, chunks, kernel).compile().cost_analysis()["flops"]
+    assert in_chunks < 0.2 * 2 * features.size * kernel.shape[1]

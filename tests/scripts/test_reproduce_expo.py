@@ -72,7 +72,7 @@ def test_the_papers_experiment_has_the_papers_values():
     )
     assert not config.clip_candidates and config.initial_temperature == 1.0 and paper.decoder.schedule.num_steps == 10
     state = jax.eval_shape(_built, jax.random.key(0))
-    assert state.params["critic"]["heads"]["from_actions"]["kernel"].shape == (10, 2, 256)
+    assert state.params["critic"]["heads"]["mlp"]["hidden"]["0"]["kernel"].shape == (10, 6, 256)
 
 
 def _built(key):

@@ -74,8 +74,21 @@ def each_member(function: Callable[[Params], R], params: Params) -> R:
     size = jax.tree.leaves(params)[0].shape[0]
     if not placement.runs_side_by_side() or size > _MOST_WRITTEN_OUT:
         return jax.vmap(function)(params)
-    each = [function(jax.tree.map(lambda leaf, i=i: leaf[i], params)) for i in range(size)]
+    leaves, structure = jax.tree.flatten(params)
+    parts = [jax.lax.split(leaf, [1] * size) for leaf in leaves]  # its gradient is one concatenation
+    each = [function(structure.unflatten([part[i].squeeze(0) for part in parts])) for i in range(size)]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+
+
+def each_draw(function: Callable[..., R], *draws: Any) -> R:
+    """`function` of every entry of the first axis, stacked, as by vmap; one entry alone is not made a batch of one.
+
+    The products of a batch's gradients sum over its axis too, for which a CPU copies their factors into another layout.
+    """
+    if jax.tree.leaves(draws)[0].shape[0] > 1:
+        return jax.vmap(function)(*draws)
+    alone = function(*jax.tree.map(lambda leaf: leaf[0], draws))
+    return jax.tree.map(lambda leaf: leaf[None], alone)
 
 
 def logical_axes(constructor: Constructor[M]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ first.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from vla_jax.core import functional, runtime
 from vla_jax.core.types import Params
-from vla_jax.nets.mlp import MLP, Activation, Norm, activate
+from vla_jax.nets.mlp import MLP, Activation, Norm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,24 +32,25 @@ class CriticConfig:
 class ChunkCritic(nnx.Module):
     """Q(features, chunk): an MLP with LayerNorm over the features and the flattened chunk.
 
-    The first layer keeps the two inputs apart, so that scoring many chunks of one state multiplies its features once.
-    With `num_bins` the values have a last axis of logits.
+    Scoring many chunks of one state multiplies its features once. With `num_bins` the values have a last axis of
+    logits.
     """
 
     def __init__(self, feature_dim: int, action_horizon: int, action_dim: int, config: CriticConfig, rngs: nnx.Rngs):
-        width, chunk_dim = config.hidden_dims[0], action_horizon * action_dim
-        init = nnx.initializers.normal(math.sqrt(2 / (feature_dim + chunk_dim)))  # He's, for the joint input
-        self.from_features = nnx.Linear(feature_dim, width, rngs=rngs, kernel_init=init)
-        self.from_actions = nnx.Linear(chunk_dim, width, rngs=rngs, kernel_init=init, use_bias=False)
-        self.norm = None if config.norm == "none" else nnx.LayerNorm(width, rngs=rngs)
-        self.trunk = _mlp(width, config.hidden_dims[1:], config, rngs)
+        self.mlp = _mlp(feature_dim + action_horizon * action_dim, config.hidden_dims, config, rngs)
         self.config = config
 
     def __call__(self, features: Float[Array, "b f"], actions: Float[Array, "b *n h a"]) -> Float[Array, "b *n"]:
-        batch, *samples, h, a = actions.shape
-        from_features = self.from_features(features).reshape(batch, *(1 for _ in samples), -1)
-        x = from_features + self.from_actions(actions.reshape(batch, *samples, h * a))
-        return _values(self.trunk(activate(x, self.norm, self.config.norm, self.config.activation)), self.config)
+        *rows, h, a = actions.shape
+        chunks = actions.reshape(*rows, h * a)
+        first = self.mlp.hidden[0]
+        kernel, split = first.kernel[...], features.shape[-1]
+        if chunks.ndim == 2:
+            x = _product(features, chunks, kernel)
+        else:
+            of_features = features @ kernel[:split]
+            x = jnp.expand_dims(of_features, tuple(range(1, chunks.ndim - 1))) + chunks @ kernel[split:]
+        return _values(self.mlp.after_first(x + jnp.broadcast_to(first.bias[...], x.shape)), self.config)
 
 
 class StateValue(nnx.Module):
@@ -74,6 +74,28 @@ def _mlp(in_dim: int, hidden_dims: tuple[int, ...], config: CriticConfig, rngs: 
         activation=config.activation,
         output_scale=config.output_scale,
     )
+
+
+@jax.custom_vjp
+def _product(
+    features: Float[Array, "b f"], chunks: Float[Array, "b c"], kernel: Float[Array, "i d"]
+) -> Float[Array, "b d"]:
+    """`[features, chunks] @ kernel`; the gradient in one of the two costs no product for the other."""
+    return jnp.concatenate([features, chunks], axis=-1) @ kernel
+
+
+def _product_forward(features, chunks, kernel):
+    return _product(features, chunks, kernel), (features, chunks, kernel)
+
+
+def _product_backward(kept, slopes):
+    features, chunks, kernel = kept
+    split = features.shape[-1]
+    of_kernel = jnp.concatenate([features, chunks], axis=-1).T @ slopes
+    return slopes @ kernel[:split].T, slopes @ kernel[split:].T, of_kernel
+
+
+_product.defvjp(_product_forward, _product_backward)
 
 
 def _values(outputs: Float[Array, "*b o"], config: CriticConfig) -> Float[Array, "..."]:

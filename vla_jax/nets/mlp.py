@@ -8,6 +8,8 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from vla_jax.nets.layer_norm import layer_norm
+
 Norm = Literal["none", "before", "after"]  # where LayerNorm stands in a hidden layer, seen from its activation
 Activation = Literal["relu", "tanh", "gelu", "silu"]  # gelu in its tanh form, flax's default
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -45,17 +47,20 @@ class MLP(nnx.Module):
         self.norm, self.activation = norm, activation
 
     def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
-        for i, layer in enumerate(self.hidden):
-            x = activate(layer(x), self.norms[i] if self.norms else None, self.norm, self.activation)
+        return self.after_first(self.hidden[0](x)) if self.hidden else self.output(x)
+
+    def after_first(self, x: Float[Array, "*b d"]) -> Float[Array, "*b o"]:
+        """The rest of the network, from what its first hidden layer's product gives."""
+        x = self._activate(x, 0)
+        for i, layer in enumerate(self.hidden[1:], start=1):
+            x = self._activate(layer(x), i)
         return self.output(x)
 
-
-def activate(x: Float[Array, "*b d"], layer_norm: nnx.LayerNorm | None, norm: Norm, activation: Activation):
-    """The activation of a hidden layer with its norm in place."""
-    if norm == "before":
-        return ACTIVATIONS[activation](layer_norm(x))
-    x = ACTIVATIONS[activation](x)
-    return layer_norm(x) if norm == "after" else x
+    def _activate(self, x: Float[Array, "*b d"], i: int) -> Float[Array, "*b d"]:
+        if self.norm == "before":
+            x = layer_norm(self.norms[i], x)
+        x = ACTIVATIONS[self.activation](x)
+        return layer_norm(self.norms[i], x) if self.norm == "after" else x
 
 
 _he_normal = nnx.initializers.he_normal()

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from vla_jax.core import errors
+from vla_jax.core import errors, functional, keys
 from vla_jax.core.types import Demonstrations, Metrics, Observation
 from vla_jax.losses.flow import masked_squared_error
 from vla_jax.nets.backbone import Backbone
@@ -50,7 +50,7 @@ class DiffusionPolicy(ChunkField):
 
         Actions under a False mask count as 0, so what stands there changes nothing.
         """
-        noise_key, level_key = jax.random.split(key)
+        noise_key, level_key = jax.random.split(keys.for_arrays(key))
         schedule = self.config.schedule
         actions = jnp.where(batch.action_mask, batch.actions, 0.0)
         noise = jax.random.normal(noise_key, (self.config.loss_samples, *actions.shape))
@@ -62,7 +62,7 @@ class DiffusionPolicy(ChunkField):
             predicted = self.noise(prefix, signal * actions + sigma * noise, schedule.time(level))
             return masked_squared_error(predicted, noise, batch.action_mask)
 
-        losses = jax.vmap(one_draw)(noise, level).mean(0)
+        losses = functional.each_draw(one_draw, noise, level).mean(0)
         return losses, {"diffusion/loss": losses.mean()}
 
     def sample(self, key: Key[Array, ""], observation: Observation, num_samples: int = 1) -> Float[Array, "n b h a"]:

@@ -18,7 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from vla_jax.codecs.bins import BinCodec
-from vla_jax.core import errors
+from vla_jax.core import errors, functional
 from vla_jax.core.types import Demonstrations, Metrics, Observation
 from vla_jax.losses.tokens import cross_entropy
 from vla_jax.nets.backbone import Backbone
@@ -73,7 +73,7 @@ class DiscreteDiffusionPolicy(ChunkTokens):
             hits = (logits.argmax(-1) == tokens) & masked & real
             return cross_entropy(logits, tokens, masked & real), hits.sum() / jnp.maximum((masked & real).sum(), 1)
 
-        losses, accuracy = jax.vmap(one_draw)(jax.random.split(key, self.config.loss_samples))
+        losses, accuracy = functional.each_draw(one_draw, jax.random.split(key, self.config.loss_samples))
         losses = losses.mean(0)
         return losses, {"discrete_diffusion/loss": losses.mean(), "discrete_diffusion/accuracy": accuracy.mean()}
 

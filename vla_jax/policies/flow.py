@@ -22,7 +22,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from vla_jax.codecs.action_text import ActionText
-from vla_jax.core import errors
+from vla_jax.core import errors, functional, keys
 from vla_jax.core.types import Demonstrations, Metrics, Observation
 from vla_jax.losses.flow import flow_matching_loss, interpolate
 from vla_jax.nets.backbone import Backbone
@@ -82,7 +82,7 @@ class FlowPolicy(ChunkField):
 
         Actions under a False mask count as 0, so what stands there changes nothing.
         """
-        noise_key, time_key = jax.random.split(key)
+        noise_key, time_key = jax.random.split(keys.for_arrays(key))
         actions = jnp.where(batch.action_mask, batch.actions, 0.0)
         noise = jax.random.normal(noise_key, (self.config.loss_samples, *actions.shape))
         time = sample_time(time_key, noise.shape[:2], self.config.time_distribution)
@@ -96,7 +96,7 @@ class FlowPolicy(ChunkField):
             velocity = self.velocity(read, interpolate(noise, actions, time), time)
             return flow_matching_loss(velocity, noise, actions, batch.action_mask, weights)
 
-        losses = jax.vmap(one_draw)(noise, time)
+        losses = functional.each_draw(one_draw, noise, time)
         metrics = {f"flow/{name}": value for name, value in _loss_by_time(losses, time).items()}
         losses = losses.mean(0)
         if insulation is not None:
