@@ -113,6 +113,7 @@ PARL = PARLConfig(HORIZON, 8, AscentOptions(num_kept=2, num_steps=2), head=None,
 FEATURES = dataclasses.replace(PARL, critic_sees="features")
 RETURNS = dataclasses.replace(REPLAY, returns=True)
 DQC = DQCConfig(3, HORIZON, critic=TINY, num_candidates=4)
+DQC_ONLINE = dataclasses.replace(DQC, backup_horizon=2 * HORIZON, discount=0.9)
 EXPO = EXPOConfig(execution_horizon=HORIZON, num_critics=3, num_base_samples=3, hidden_dims=(32, 32))
 
 
@@ -129,9 +130,10 @@ def complete(folder, imitated, learner, policy, changes):
         (FEATURES, FLOW, dict(replay=RETURNS, recorded=dict(fraction=0.5, returns=True))),
         (EXPO, FLOW, dict(replay=REPLAY, recorded=dict(fraction=0.25))),
         (DQC, FLOW, dict(recorded=dict(hindsight=HindsightConfig(), goal_dims=(0, 1)), envs=())),
+        (DQC_ONLINE, FLOW, dict(replay=REPLAY, recorded=dict(fraction=0.5))),
         (RLPD, GAUSSIAN, dict(recorded=dict(critic_updates=2))),
     ],
-    ids=["pa_rl online", "expo", "dqc goals", "rlpd offline"],
+    ids=["pa_rl online", "expo", "dqc goals", "dqc online", "rlpd offline"],
 )
 def test_a_run_is_the_same_when_it_is_interrupted(folder, imitated, tmp_path, learner, policy, changes):
     recipe = complete(folder, imitated, learner, policy, changes)
@@ -157,6 +159,15 @@ def test_the_checkpoint_of_a_short_run_acts(folder, imitated, tmp_path, learner,
     assert 0 <= success(tmp_path) <= 1
 
 
+def test_dqc_learns_from_experience_and_recordings(folder, tmp_path):
+    def rate(steps):
+        recipe = make(DQC_ONLINE, FLOW, folder, steps=steps, replay=REPLAY, recorded=recorded(folder, fraction=0.5))
+        experiment.train(recipe, tmp_path / str(steps), quiet=True)
+        return success(tmp_path / str(steps))
+
+    assert rate(60) > max(0.8, rate(2) + 0.3)
+
+
 def test_pa_rl_goes_on_online_with_the_critics_of_its_offline_phase(folder, imitated, tmp_path):
     first = complete(folder, imitated, pa_rl.offline(PARL), FLOW, dict(recorded=dict(returns=True)))
     done = experiment.train(first, tmp_path, quiet=True).state
@@ -169,13 +180,38 @@ def test_pa_rl_goes_on_online_with_the_critics_of_its_offline_phase(folder, imit
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(state.opt_state))
 
 
+@pytest.mark.parametrize(("learner", "policy"), [(DQC_ONLINE, FLOW), (RLPD, GAUSSIAN)], ids=["dqc", "rlpd"])
+def test_experience_goes_on_with_the_networks_of_recordings_and_new_moments(folder, tmp_path, learner, policy):
+    done = experiment.train(make(learner, policy, folder, recorded=recorded(folder)), tmp_path, quiet=True).state
+    both = dict(replay=REPLAY, recorded=recorded(folder, fraction=0.5))
+    recipe = make(learner, policy, folder, start_from=str(tmp_path), **both)
+    made = trained.make_learner(recipe)
+    state = experiment._warm_start(recipe, made)(made.init(jax.random.key(1)))
+    slow = "target_critic" if learner is DQC_ONLINE else "target"
+    for name in ("params", slow):
+        jax.tree.map(np.testing.assert_array_equal, getattr(state, name), getattr(done, name))
+    assert state.step == 0 and not any(np.any(leaf) for leaf in jax.tree.leaves(state.opt_state))
+    assert experiment.train(recipe, tmp_path / "online", quiet=True).state.step > 0
+
+
+def test_a_run_of_another_learner_is_no_start(folder, imitated):
+    recipe = make(DQC_ONLINE, FLOW, folder, start_from=str(imitated), replay=REPLAY)
+    with pytest.raises(errors.ConfigError, match="a run of DQCConfig"):
+        experiment._warm_start(recipe, trained.make_learner(recipe))(None)
+
+
 @pytest.mark.parametrize(
     ("learner", "changes", "message"),
     [
         (RLPD, {}, "replay or recorded"),
         (EXPO, dict(replay=REPLAY), "start_from"),
         (EXPO, dict(start_from="a", recorded={}), "acts in an environment"),
-        (DQC, dict(replay=REPLAY, recorded={}), "recorded alone"),
+        (DQC, dict(replay=REPLAY), "whole decisions"),
+        (
+            DQC_ONLINE,
+            dict(replay=REPLAY, recorded=dict(fraction=0.5, hindsight=HindsightConfig(), goal_dims=(0, 1))),
+            "no goals",
+        ),
         (RLPD, dict(replay=REPLAY, recorded={}), "below 1 with it"),
         (RLPD, dict(recorded=dict(fraction=0.5)), "fraction of 1"),
         (RLPD, dict(recorded=dict(hindsight=HindsightConfig(), goal_dims=(0,))), "no goals"),

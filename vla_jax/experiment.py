@@ -25,7 +25,7 @@ from vla_jax.evaluation.judges import AnyEpisodes, Judge
 from vla_jax.evaluation.libero import LiberoEpisodes
 from vla_jax.evaluation.libero_check import SimulatorCheck
 from vla_jax.evaluation.rollouts import Episodes, Progress, Rollout
-from vla_jax.learners.base import Learner, LearnerState
+from vla_jax.learners.base import HasFrozen, Learner, LearnerState
 from vla_jax.learners.imitation import ImitationConfig
 from vla_jax.learners.pa_rl import PARLConfig
 from vla_jax.training import checkpoints, contract, recipe_sources, trained
@@ -282,9 +282,15 @@ def _dataset_paths(recipe: Recipe) -> list[str]:
 
 
 def _warm_start(recipe: Recipe, learner: Learner) -> WarmStart | None:
-    """What the checkpoint that the recipe starts from brings into the fresh state: its policy, and PA-RL's critics."""
-    if recipe.start_from is None or not isinstance(recipe.learner, (ImitationConfig, *AROUND_A_POLICY)):
+    """What the checkpoint that the recipe starts from brings into the fresh state: its policy, and PA-RL's critics.
+
+    RLPD and DQC, which are around no other policy, go on with all their networks and forget the optimizer's moments.
+    Raises ConfigError where the checkpoint is another learner's.
+    """
+    if recipe.start_from is None:
         return None
+    if not isinstance(recipe.learner, (ImitationConfig, *AROUND_A_POLICY)):
+        return functools.partial(_go_on, recipe, learner)
 
     def warm_start(state: LearnerState) -> LearnerState:
         start = trained.load(recipe.start_from)
@@ -295,6 +301,21 @@ def _warm_start(recipe: Recipe, learner: Learner) -> WarmStart | None:
         return learner.with_critics(state, earlier)
 
     return warm_start
+
+
+def _go_on(recipe: Recipe, learner: Learner, state: LearnerState) -> LearnerState:
+    started, wanted = trained.load(recipe.start_from).recipe.learner, type(recipe.learner)
+    if type(started) is not wanted:
+        raise errors.ConfigError(
+            f"recipe {recipe.name}: start_from={recipe.start_from!r}",
+            expected=f"a run of {wanted.__name__}, whose networks this one goes on with",
+            found=f"one of {type(started).__name__}",
+        )
+    stored = learner.without_frozen(state) if isinstance(learner, HasFrozen) else state
+    earlier = checkpoints.load_learner(recipe.start_from, stored)
+    fresh = ("step", "opt_state", "frozen")
+    known = {f.name: getattr(earlier, f.name) for f in dataclasses.fields(state) if f.name not in fresh}
+    return state.replace(**known)
 
 
 def _evaluator(

@@ -1,4 +1,4 @@
-"""DQC: decoupled Q-chunking, offline and goal-conditioned.
+"""DQC: decoupled Q-chunking, with or without goals, from recorded episodes and, without goals, from experience too.
 
 Li, Park, Levine, "Decoupled Q-Chunking" (arXiv 2512.10926). A critic of whole chunks of `backup_horizon` steps carries
 values that many steps back at once, without the bias of n-step returns. A policy that had to emit such chunks would be
@@ -36,6 +36,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from vla_jax.core import errors, functional
 from vla_jax.core.types import Demonstrations, Metrics, Observation, Params, Transitions
+from vla_jax.learners.base import scan_updates
 from vla_jax.losses import regression, td
 from vla_jax.nets import critics
 from vla_jax.policies.base import HasPrefix, Policy, require
@@ -173,7 +174,14 @@ class DQC:
     # --- losses -----------------------------------------------------------------------------------------------------
 
     def update(self, state: DQCState, key: Key[Array, ""], batch: Transitions) -> tuple[DQCState, Metrics]:
-        """One gradient step on the sum of all losses, then the target critic moves."""
+        """One gradient step on the sum of all losses, then the target critic moves.
+
+        Leaves of the batch are `[b, ...]`, or `[rounds, critic_updates, b, ...]` for as many steps, as online sources
+        give them.
+        """
+        if batch.rewards.ndim > 2:
+            steps = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), batch)
+            return scan_updates(lambda state, inputs: self.update(state, *inputs), state, key, steps)
         grads, metrics = jax.grad(self.loss, has_aux=True)(state.params, state.target_critic, key, batch)
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
         rate = self.config.target_update_rate
@@ -256,6 +264,16 @@ class DQC:
         """The first `execution_horizon` steps of the best sample; the goal enters through the scores alone."""
         candidates, scores = self.scored(actor_params, key, observation, memory if self.goal_dim else None)
         return best_of(candidates, scores)[:, : self.config.steps_run], memory
+
+    def observe(
+        self, actor_params: Params, key: Key[Array, ""], observation: Observation
+    ) -> tuple[Observation, Observation]:
+        """For collection: what `explore` needs, and what goes into the buffer as the observation."""
+        return observation, observation
+
+    def explore(self, actor_params: Params, key: Key[Array, ""], observation: Observation) -> Float[Array, "b h a"]:
+        """The best of the policy's samples, of a learner without goals. Exploration is the policy's own."""
+        return self.act(actor_params, key, observation, ())[0]
 
     def scored(
         self, actor_params: Params, key: Key[Array, ""], observation: Observation, goal: Float[Array, "b g"] | None

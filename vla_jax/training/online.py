@@ -70,7 +70,7 @@ class Collector(struct.PyTreeNode):
     env: EnvState
     view: Any
     stored: Any
-    buffer: replay.ReplayBuffer
+    buffer: Any  # of the source's kind, below
     outcomes: replay.ReplayBuffer  # success of the latest episodes
     returns: replay.ReplayBuffer | None = None  # behind the rows of `buffer`, where the learner asks for them
 
@@ -193,7 +193,7 @@ class ReplaySource:
             env=states,
             view=view,
             stored=stored,
-            buffer=replay.init(self._config.capacity, first),
+            buffer=self._make_buffer(first),
             outcomes=replay.init(max(_RECENT_EPISODES, self._config.num_envs), outcome),
             returns=returns.init(self._config.capacity) if self._config.returns else None,
         )
@@ -210,7 +210,7 @@ class ReplaySource:
         row = self._row(collector.stored, actions, chunk, stored)
         ended = chunk.state.done & ~finished
         outcomes = replay.insert(collector.outcomes, chunk.state.success.astype(jnp.float32), ended)
-        buffer, known = replay.insert(collector.buffer, row, ~finished), collector.returns
+        buffer, known = self._keep(collector.buffer, row, finished), collector.returns
         if known is not None:
             gained = td.chunk_return(chunk.rewards, chunk.discounts, chunk.mask, self._discount)
             known = returns.advance(known, ~finished, *gained, ended, self._config.return_tail)
@@ -219,7 +219,7 @@ class ReplaySource:
             "collect/success_rate": outcomes.rows.sum() / jnp.maximum(outcomes.size, 1),
             "collect/env_steps": chunk.mask.sum().astype(jnp.float32),
             "collect/episodes": ended.sum().astype(jnp.float32),
-            "collect/buffer_rows": collector.buffer.size.astype(jnp.float32),
+            "collect/buffer_rows": self._num_kept(collector.buffer).astype(jnp.float32),
         }
 
     def _look(self, actor_params: Params, key: Key[Array, ""], states: EnvState) -> tuple[Any, Any]:
@@ -230,13 +230,28 @@ class ReplaySource:
 
     def _sample(self, collector: Collector, recorded: Transitions | None, key: Key[Array, ""]) -> Transitions:
         shape = (self._config.rounds, self._config.critic_updates, self._config.batch_size)
-        met = partial(replay.sample, collector.buffer)
+        met = partial(self._draw_met, collector.buffer)
         if collector.returns is not None:
             met = partial(returns.sample, collector.buffer, collector.returns)
         if recorded is None:
             return met(key, shape)
         samplers = (partial(recorded_rows.take, recorded), met)
         return mixing.mix(key, shape, samplers, (self._fraction, 1 - self._fraction))
+
+    # --- the buffer: rows as they are met (`online_windows.py` has another) ------------------------------------------
+
+    def _make_buffer(self, row: Transitions) -> Any:
+        return replay.init(self._config.capacity, row)
+
+    def _keep(self, buffer: Any, rows: Transitions, finished: Bool[Array, "b"]) -> Any:
+        """With the decisions of those environments that made one: `finished` ones sat out."""
+        return replay.insert(buffer, rows, ~finished)
+
+    def _num_kept(self, buffer: Any) -> Int[Array, ""]:
+        return buffer.size
+
+    def _draw_met(self, buffer: Any, key: Key[Array, ""], shape: tuple[int, ...]) -> Transitions:
+        return replay.sample(buffer, key, shape)
 
     def _check_episodes_fit(self, env: Env) -> None:
         """At any time a lane has at most one decision less than a whole episode in the buffer that is not over."""

@@ -179,7 +179,8 @@ class Recipe:
     base_optimizer: AdamW | Adam | None = None  # of the policy that EXPO or PA-RL fine-tunes; None: as `optimizer`
     replay: ReplayConfig | None = None  # of learners that collect: they act in `evaluation.envs[0]`
     recorded: RecordedConfig | None = None  # episodes for learners of values, beside what they collect or alone
-    start_from: str | None = None  # a run folder or checkpoint whose policy (and PA-RL's critics) this run begins with
+    # a run folder or checkpoint whose policy this run begins with; one of PA-RL, RLPD and DQC brings its critics, too
+    start_from: str | None = None
     tuning: TuningConfig = TuningConfig()  # of what imitates: adapters, freezing, dtypes
 
     def __post_init__(self):
@@ -238,7 +239,10 @@ class Recipe:
         if kind is EXPOConfig and self.replay is None:
             refuse("replay, because it acts in an environment")
         if kind is DQCConfig and self.replay is not None:
-            refuse("recorded alone: it does not act")
+            if self.replay.returns or (self.recorded is not None and self.recorded.hindsight is not None):
+                refuse("neither replay.returns nor recorded.hindsight beside replay: experience has no goals")
+            if self.learner.backup_horizon % self.learner.steps_run:
+                refuse("a backup_horizon of whole decisions, because windows of experience begin and end at one")
         if self.replay is None and self.recorded is None:
             refuse("replay or recorded: what it learns from")
         acts_in = next(iter(self.evaluation.envs), None)

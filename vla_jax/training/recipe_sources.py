@@ -1,5 +1,7 @@
 """Where a recipe's learner finds its batches: demonstrations, recorded transitions, an environment."""
 
+from functools import partial
+
 import jax
 
 from vla_jax.core.types import Transitions
@@ -11,6 +13,7 @@ from vla_jax.learners.dqc import DQCConfig
 from vla_jax.learners.imitation import ImitationConfig
 from vla_jax.training import recorded
 from vla_jax.training.online import ReplaySource
+from vla_jax.training.online_windows import WindowSource
 from vla_jax.training.recipe import Recipe, chunk_steps
 from vla_jax.training.recorded import OfflineSource
 from vla_jax.training.sources import DatasetSource, Source
@@ -50,7 +53,10 @@ def of_recipe(
 
 def _online(recipe: Recipe, learner: Learner, edges: Edges, env: Env) -> Source:
     actor = jax.eval_shape(lambda key: learner.actor(learner.init(key)), jax.random.key(0))
-    return ReplaySource(
+    make = ReplaySource
+    if isinstance(recipe.learner, DQCConfig):
+        make = partial(WindowSource, window=recipe.learner.backup_horizon, stride=recipe.learner.steps_run)
+    return make(
         env,
         learner,
         actor,

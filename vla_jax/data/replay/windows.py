@@ -78,30 +78,42 @@ def insert(
     )
 
 
-def steps_ahead(buffer: StepBuffer) -> Int[Array, "envs capacity"]:
+def steps_ahead(buffer: StepBuffer, stride: int = 1) -> Int[Array, "envs capacity"]:
     """From every slot, how many steps were run without a break whose outcome is in the buffer; 0: nothing starts there.
 
-    A run ends at a row that does not act, and at the newest row, which the oldest follows in the ring.
+    A run ends at a row that does not act, and at the newest row, which the oldest follows in the ring; with a `stride`
+    at the first of the newest `stride` rows, see `sample`.
     """
     # in order of time: the oldest row first, the newest last
     oldest = jnp.where(buffer.num_inserted > buffer.capacity, buffer.num_inserted % buffer.capacity, 0)
     order = (oldest + jnp.arange(buffer.capacity)) % buffer.capacity
     time = jnp.broadcast_to(jnp.arange(buffer.capacity), buffer.acts.shape)
-    is_break = ~buffer.acts[:, order] | (time >= buffer.size - 1)
+    is_break = ~buffer.acts[:, order] | (time >= buffer.size - stride)
     next_break = jax.lax.cummin(jnp.where(is_break, time, buffer.capacity), axis=1, reverse=True)
     return jnp.zeros_like(time).at[:, order].set(next_break - time)
 
 
 def sample(
-    buffer: StepBuffer, key: Key[Array, ""], shape: tuple[int, ...], action_horizon: int, *, whole: bool = False
+    buffer: StepBuffer,
+    key: Key[Array, ""],
+    shape: tuple[int, ...],
+    action_horizon: int,
+    *,
+    whole: bool = False,
+    stride: int = 1,
 ) -> Transitions:
     """Chunks of up to `action_horizon` steps, uniform with replacement over all rows where one may start.
 
     With `whole` only where all its steps were run; else those behind an end are masked. `extras` are those of the first
     step. A buffer with nothing to sample gives chunks without a single step.
+
+    With a `stride` observations are known at every `stride`-th row alone and where episodes end, because so many steps
+    are run per look: chunks start at one and lead to one. It divides the capacity and `action_horizon`, and so many
+    rows are inserted at once.
     """
-    ahead = steps_ahead(buffer)
-    allowed = (ahead >= (action_horizon if whole else 1)).ravel()
+    ahead = steps_ahead(buffer, stride)
+    is_seen = jnp.arange(buffer.capacity) % stride == 0
+    allowed = ((ahead >= (action_horizon if whole else 1)) & is_seen[None]).ravel()
     number = jnp.cumsum(allowed)  # an allowed row is the first where this reaches its number
     drawn = jax.random.randint(key, shape, 0, jnp.maximum(number[-1], 1)) + 1
     rows = jnp.minimum(jnp.searchsorted(number, drawn.ravel()), allowed.size - 1).reshape(shape)
