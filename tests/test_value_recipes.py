@@ -100,21 +100,22 @@ def success(run):
     return experiment.evaluate(trained.load(run))["planar/reach"].success.mean()
 
 
-def test_rlpd_learns_from_experience_and_recordings(folder, tmp_path):
-    def rate(steps):
-        recipe = make(RLPD, GAUSSIAN, folder, steps=steps, replay=REPLAY, recorded=recorded(folder, fraction=0.5))
-        experiment.train(recipe, tmp_path / str(steps), quiet=True)
-        return success(tmp_path / str(steps))
-
-    assert rate(60) > max(0.8, rate(2) + 0.3)
-
-
 PARL = PARLConfig(HORIZON, 8, AscentOptions(num_kept=2, num_steps=2), head=None, num_critics=3, critic=TINY)
 FEATURES = dataclasses.replace(PARL, critic_sees="features")
 RETURNS = dataclasses.replace(REPLAY, returns=True)
 DQC = DQCConfig(3, HORIZON, critic=TINY, num_candidates=4)
 DQC_ONLINE = dataclasses.replace(DQC, backup_horizon=2 * HORIZON, discount=0.9)
 EXPO = EXPOConfig(execution_horizon=HORIZON, num_critics=3, num_base_samples=3, hidden_dims=(32, 32))
+
+
+@pytest.mark.parametrize(("learner", "policy"), [(RLPD, GAUSSIAN), (DQC_ONLINE, FLOW)], ids=["rlpd", "dqc"])
+def test_it_learns_from_experience_and_recordings(folder, tmp_path, learner, policy):
+    def rate(steps):
+        recipe = make(learner, policy, folder, steps=steps, replay=REPLAY, recorded=recorded(folder, fraction=0.5))
+        experiment.train(recipe, tmp_path / str(steps), quiet=True)
+        return success(tmp_path / str(steps))
+
+    assert rate(60) > max(0.8, rate(2) + 0.3)
 
 
 def complete(folder, imitated, learner, policy, changes):
@@ -157,15 +158,6 @@ def test_a_run_is_the_same_when_it_is_interrupted(folder, imitated, tmp_path, le
 def test_the_checkpoint_of_a_short_run_acts(folder, imitated, tmp_path, learner, policy, changes):
     experiment.train(complete(folder, imitated, learner, policy, changes), tmp_path, quiet=True)
     assert 0 <= success(tmp_path) <= 1
-
-
-def test_dqc_learns_from_experience_and_recordings(folder, tmp_path):
-    def rate(steps):
-        recipe = make(DQC_ONLINE, FLOW, folder, steps=steps, replay=REPLAY, recorded=recorded(folder, fraction=0.5))
-        experiment.train(recipe, tmp_path / str(steps), quiet=True)
-        return success(tmp_path / str(steps))
-
-    assert rate(60) > max(0.8, rate(2) + 0.3)
 
 
 def test_pa_rl_goes_on_online_with_the_critics_of_its_offline_phase(folder, imitated, tmp_path):
