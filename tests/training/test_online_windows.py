@@ -22,15 +22,21 @@ def source(window=WINDOW, **overrides):
     return WindowSource(PointEnv(), Straight(), Straight.actor, config, window=window, stride=HORIZON)
 
 
+@pytest.fixture(scope="module")
+def compiled():
+    return source()
+
+
 def drawn(made, actor, steps):
+    made.restore(None)  # begins anew
     batches = [jax.device_get(made.next(step, actor)[0]) for step in range(steps)]
     return jax.tree.map(
         lambda *leaves: np.concatenate([leaf.reshape(-1, *leaf.shape[3:]) for leaf in leaves]), *batches
     )
 
 
-def test_a_window_leads_from_what_its_first_decision_saw_to_what_was_seen_behind_its_last_step():
-    rows = drawn(source(), SLOW, 30)
+def test_a_window_leads_from_what_its_first_decision_saw_to_what_was_seen_behind_its_last_step(compiled):
+    rows = drawn(compiled, SLOW, 30)
     assert rows.rewards.shape[1] == WINDOW
     taken = np.where(rows.action_mask[..., None], rows.actions, 0).sum(axis=1)
     np.testing.assert_allclose(rows.next_observation["state"], rows.observation["state"] + 0.1 * taken, atol=1e-5)
@@ -40,15 +46,15 @@ def test_a_window_leads_from_what_its_first_decision_saw_to_what_was_seen_behind
     assert (np.diff(rows.action_mask.astype(int), axis=1) <= 0).all()  # no step behind one that is missing
 
 
-def test_windows_are_short_at_ends_of_episodes_and_where_nothing_followed_yet():
-    rows = drawn(source(), STILL, 30)
+def test_windows_are_short_at_ends_of_episodes_and_where_nothing_followed_yet(compiled):
+    rows = drawn(compiled, STILL, 30)
     assert set(rows.action_mask.sum(axis=1).tolist()) == {10, 7, 2, 5}  # from steps 0, 5, 10; at the newest decision
     assert (rows.discounts == 1).all()  # a time limit is no end
     np.testing.assert_allclose(rows.rewards, np.where(rows.action_mask, -0.01, 0), atol=1e-6)  # the price of a step
 
 
-def test_arriving_is_rewarded_once_and_ends_the_task():
-    rows = drawn(source(), Straight.actor, 30)
+def test_arriving_is_rewarded_once_and_ends_the_task(compiled):
+    rows = drawn(compiled, Straight.actor, 30)
     arrived = (rows.rewards > 0.5).any(axis=1)
     assert arrived.any() and ((rows.rewards[arrived] > 0.5).sum(axis=1) == 1).all()
     corner = np.array(PointEnv.corners)[rows.observation["goal"] - 1]

@@ -24,7 +24,7 @@ def at_step(key: Key[Array, ""], step: int | Int[Array, ""]) -> Key[Array, ""]:
 
 
 def for_arrays(key: Key[Array, ""]) -> Key[Array, ""]:
-    """A key that draws the same numbers, quickly where small networks run side by side on a CPU.
+    """A key that draws the same bits, quickly where small networks run side by side on a CPU.
 
     There JAX makes the rounds of its generator in a loop, whose every trip copies both arrays, while whatever waits
     for the draw, and a core, wait. Here they are one kernel. Other keys than JAX's default ones are given back.
