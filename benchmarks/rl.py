@@ -1,6 +1,6 @@
 """Speed of our reinforcement learners against the public agents: the same sizes, batches and JAX.
 
-    python benchmarks/rl.py --json results/benchmarks/rl.json                # about 8 minutes on 2 idle cores
+    python benchmarks/rl.py --json results/benchmarks/rl.json                # about 9 minutes on 2 idle cores
     python benchmarks/rl.py --quick                                          # does it run? one case, once
     python benchmarks/rl.py --quick --sides ours                             # without the public agents
     python benchmarks/rl.py --platform cuda --sides ours,public --num-envs 1024 --json rl_gpu.json
