@@ -1,17 +1,29 @@
 """PA-RL on the maze of a point: noisy demonstrations over two routes, a critic on them, then a hundred episodes.
 
+    python -c "from recipes import pa_rl_maze; pa_rl_maze.generate()"
+    vla-jax train recipes/pa_rl_maze.py:imitation --run runs/pa_rl_maze/seed0/diffusion_imitation
+    vla-jax train recipes/pa_rl_maze.py:critic --run runs/pa_rl_maze/seed0/diffusion_critic
+    vla-jax train recipes/pa_rl_maze.py --run runs/pa_rl_maze/seed0/diffusion_pa_rl
     python scripts/reproduce_pa_rl.py --seeds 0 1 2 3 4                    # minutes per seed on one CPU core
 
-The paper's claim is that any policy may be trained so: `quick` takes the name of a class, and nothing else changes.
-`slow` has demonstrations that are nearly always too late, for classes whose imitation of `quick`'s is good already.
-`paper` has the sizes and counts of the released AntMaze configuration. What to expect is in docs/pa_rl.md.
+The paper's claim is that any policy may be trained so: `study` takes the name of a class, and nothing else changes.
+`slow` has demonstrations that are nearly always too late, for classes whose imitation of `study`'s is good already.
+`paper_study` has the sizes and counts of the released AntMaze configuration. Recipes are made of these; in their last
+phase updates follow every decision, where the script's follow every ten episodes, and the policy learns from half and
+half, as the critic does. What to expect is in docs/pa_rl.md.
 """
 
 import dataclasses
 
+from data_pipelines import scripted
+from data_pipelines.scripted import MazeData
 from vla_jax.codecs.bins import uniform_bins
+from vla_jax.data.normalization import NormalizationConfig
+from vla_jax.data.schema import DatasetConfig, TransitionConfig
 from vla_jax.envs.planar.maze import DemonstratorConfig, MazeConfig
+from vla_jax.learners import pa_rl
 from vla_jax.learners.critic_ensemble import HLGauss
+from vla_jax.learners.imitation import ImitationConfig
 from vla_jax.learners.pa_rl import PARLConfig
 from vla_jax.nets.critics import CriticConfig
 from vla_jax.nets.gemma import GemmaConfig
@@ -24,8 +36,13 @@ from vla_jax.policies.flow import FlowConfig
 from vla_jax.samplers.action_ascent import AscentOptions
 from vla_jax.samplers.diffusion import NoiseSchedule
 from vla_jax.samplers.maskgit import ReleasedOptions
-from vla_jax.training.recipe import PolicyConfig
+from vla_jax.training.fit import FitConfig
+from vla_jax.training.online import ReplayConfig
+from vla_jax.training.optimizers import Adam
+from vla_jax.training.recipe import DataConfig, EvaluationConfig, PolicyConfig, Recipe
+from vla_jax.training.recorded import RecordedConfig
 
+FOLDER = "runs/pa_rl_maze"
 STATE_DIM, HORIZON, ACTION_DIM = 2, 2, 2
 _DISCOUNT = 0.97  # per control step: episodes have 48
 
@@ -51,7 +68,7 @@ class Study:
     policy_lr: float = 3e-4
 
 
-def quick(policy: str = "diffusion") -> Study:
+def study(policy: str = "diffusion") -> Study:
     """Minutes on one core."""
     learner = PARLConfig(
         execution_horizon=HORIZON,
@@ -68,11 +85,11 @@ def quick(policy: str = "diffusion") -> Study:
 
 
 def slow(policy: str = "diffusion") -> Study:
-    """`quick`, with slower demonstrations: a decoder that leaves their noise out is too late as well."""
-    return dataclasses.replace(quick(policy), demonstrator=DemonstratorConfig(speed=0.5))
+    """`study`, with slower demonstrations: a decoder that leaves their noise out is too late as well."""
+    return dataclasses.replace(study(policy), demonstrator=DemonstratorConfig(speed=0.5))
 
 
-def paper() -> Study:
+def paper_study() -> Study:
     """The released AntMaze values, per trajectory of one environment: hours on an accelerator."""
     backbone = StateMLPConfig(
         STATE_DIM, HORIZON, ACTION_DIM, (256,), activation="silu", residual_blocks=3, time_features=128
@@ -119,3 +136,104 @@ POLICIES = {
         _TRANSFORMER, DiscreteDiffusionConfig(HORIZON, _CODEC, ReleasedOptions(num_rounds=4))
     ),
 }
+
+
+# --- recipes, one per phase -----------------------------------------------------------------------------------------
+
+
+def imitation(policy: str = "diffusion", seed: int = 0) -> Recipe:
+    return _imitation(policy, study(policy), seed)
+
+
+def critic(policy: str = "diffusion", seed: int = 0) -> Recipe:
+    """Around the imitation, on the demonstrations alone."""
+    return _critic(policy, study(policy), seed)
+
+
+def quick(policy: str = "diffusion", seed: int = 0) -> Recipe:
+    """Experience: 240 decisions in ten environments, two updates of the policy and of the critic behind each."""
+    return _online(policy, study(policy), seed, rounds=2)
+
+
+def paper_imitation(seed: int = 0) -> Recipe:
+    return _imitation("paper", paper_study(), seed)
+
+
+def paper_critic(seed: int = 0) -> Recipe:
+    return _critic("paper", paper_study(), seed)
+
+
+def paper(seed: int = 0) -> Recipe:
+    return _online("paper", paper_study(), seed, rounds=HORIZON)
+
+
+def generate(seed: int = 0) -> None:
+    """Write the demonstrations that these learn from, a second."""
+    of = study()
+    scripted.generate(_data_path(seed), MazeData(of.env, of.demonstrator, of.num_demonstrations, seed))
+
+
+def _data_path(seed: int) -> str:
+    return f"{FOLDER}/seed{seed}/data/1.0.0"
+
+
+def _imitation(name: str, of: Study, seed: int) -> Recipe:
+    dataset = DatasetConfig(_data_path(seed), HORIZON, cameras=())
+    normalization = NormalizationConfig(mode="none")  # both live in [-1, 1]
+    steps = of.imitation_steps
+    return Recipe(
+        name=f"pa_rl_maze/{name}/imitation",
+        policy=of.policy,
+        learner=ImitationConfig(ema_decay=0.995),
+        optimizer=Adam(peak_lr=of.imitation_lr),
+        fit=FitConfig(steps, log_every=100, checkpoint_every=steps // 2, max_to_keep=1, seed=seed),
+        evaluation=EvaluationConfig((of.env,), HORIZON, num_episodes=256, batch_size=256),
+        data=DataConfig((dataset,), batch_size=of.imitation_batch, normalization=normalization, seed=seed),
+    )
+
+
+def _critic(name: str, of: Study, seed: int) -> Recipe:
+    base, steps = _imitation(name, of, seed), of.offline_steps
+    recorded = dataclasses.replace(base.data.datasets[0], transitions=TransitionConfig())
+    return dataclasses.replace(
+        base,
+        name=f"pa_rl_maze/{name}/critic",
+        learner=pa_rl.offline(of.learner),
+        optimizer=Adam(peak_lr=of.critic_lr),
+        base_optimizer=Adam(peak_lr=of.policy_lr),
+        fit=FitConfig(steps, log_every=100, checkpoint_every=steps // 2, max_to_keep=1, seed=seed),
+        recorded=RecordedConfig(recorded, 1.0, returns=True, return_tail=_never(of), batch_size=of.batch_size),
+        start_from=f"{FOLDER}/seed{seed}/{name}_imitation",
+    )
+
+
+def _online(name: str, of: Study, seed: int, rounds: int) -> Recipe:
+    """As many episodes as the study's, if each took all of its time."""
+    base, decisions = _critic(name, of, seed), of.env.episode_length // HORIZON
+    steps = of.collections * decisions
+    return dataclasses.replace(
+        base,
+        name=f"pa_rl_maze/{name}/pa_rl",
+        learner=of.learner,
+        fit=FitConfig(
+            steps, log_every=10, eval_every=steps // 10, checkpoint_every=steps // 2, max_to_keep=1, seed=seed
+        ),
+        replay=ReplayConfig(
+            num_envs=of.episodes_per_collection,
+            capacity=of.episodes_per_collection * (steps + decisions),
+            warmup_decisions=decisions,
+            rounds=rounds,
+            critic_updates=1,
+            batch_size=of.batch_size,
+            seed=seed,
+            returns=True,
+            return_tail=_never(of),
+        ),
+        recorded=dataclasses.replace(base.recorded, fraction=0.5),
+        start_from=f"{FOLDER}/seed{seed}/{name}_critic",
+    )
+
+
+def _never(of: Study) -> float:
+    """The return of not arriving any more, -1 per step."""
+    return -1 / (1 - of.learner.discount)

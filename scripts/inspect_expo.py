@@ -23,7 +23,7 @@ from vla_jax.core import runtime
 from vla_jax.envs.planar import reach
 from vla_jax.envs.wrappers import BatchedEnv, ChunkedEnv
 
-SETTINGS = {name: getattr(expo_reach, name) for name in ("quick", "fine", "sharp", "sharp_in_small_strides")}
+SETTINGS = {name: getattr(expo_reach, name) for name in ("study", "fine", "sharp", "sharp_in_small_strides")}
 SAMPLED_STATES = 64  # copies of the one place, each with as many samples as EXPO draws
 
 

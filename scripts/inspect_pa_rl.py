@@ -43,7 +43,7 @@ class Options:
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     runtime.enable_compile_cache()
-    study = dataclasses.replace(pa_rl_maze.quick(options.policy), collections=options.collections)
+    study = dataclasses.replace(pa_rl_maze.study(options.policy), collections=options.collections)
     env = study.env.make(PROMPTS)
     demos = reproduce_pa_rl.as_buffer(study, reproduce_pa_rl.record(study, env, options.seed))
     imitation, learner = reproduce_pa_rl.make_imitation(study), reproduce_pa_rl.make_learner(study, "pa_rl")

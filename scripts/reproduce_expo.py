@@ -40,10 +40,10 @@ TABLE, FINAL_EPISODES = "expo", 128
 EARLY = 1000  # env steps
 # The experiment, and changes to EXPO's config; None: another learner
 ARMS: dict[str, tuple[Callable[[], expo_reach.Experiment], dict[str, Any] | None]] = {
-    "rlpd": (expo_reach.quick, None),
-    "best_of_8": (expo_reach.quick, {"edited": False}),
-    "no_lookahead": (expo_reach.quick, {"backup": "one_sample"}),
-    "expo": (expo_reach.quick, {}),
+    "rlpd": (expo_reach.study, None),
+    "best_of_8": (expo_reach.study, {"edited": False}),
+    "no_lookahead": (expo_reach.study, {"backup": "one_sample"}),
+    "expo": (expo_reach.study, {}),
     "fine_rlpd": (expo_reach.fine, None),
     "fine_best_of_8": (expo_reach.fine, {"edited": False}),
     "fine_expo": (expo_reach.fine, {}),

@@ -39,7 +39,7 @@ from vla_jax.learners.imitation import Imitation, ImitationConfig
 from vla_jax.learners.pa_rl import IQL, PARL, PARLConfig, PARLState, offline
 from vla_jax.losses.returns import monte_carlo_returns
 
-STUDIES = {"pa_rl": pa_rl_maze.quick, "pa_rl_slow": pa_rl_maze.slow}  # by their table
+STUDIES = {"pa_rl": pa_rl_maze.study, "pa_rl_slow": pa_rl_maze.slow}  # by their table
 EVALUATION_SEED, EPISODES = 1000, 256
 PROMPTS = PromptTable(jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool))
 CONSOLE = rich.console.Console(highlight=False)

@@ -13,6 +13,7 @@ from vla_jax.core import functional
 from vla_jax.core.types import Demonstrations, Observation
 from vla_jax.envs.libero import LiberoTasks
 from vla_jax.learners.imitation import Imitation
+from vla_jax.nets.pixels import PixelConfig
 from vla_jax.nets.state_mlp import StateMLPConfig
 from vla_jax.training import plain, trained
 from vla_jax.training import recipe as recipes
@@ -73,7 +74,7 @@ def test_every_token_of_the_instructions_is_known(name):
     if recipe.text.vocabulary is not None and not Path(recipe.text.vocabulary).is_file():
         pytest.skip(f"{recipe.text.vocabulary}, which the user brings, is not here")
     tokenizer = recipe.text.tokenizer()
-    if not isinstance(recipe.policy.backbone, StateMLPConfig):  # which reads no words
+    if not isinstance(recipe.policy.backbone, StateMLPConfig | PixelConfig):  # which read no words
         assert tokenizer.vocab_size == recipe.policy.backbone.vocab_size
     for env in recipe.evaluation.envs:
         for instruction in env.instructions:

@@ -132,6 +132,10 @@ def _require_rlpd(recipe: Recipe) -> None:
             found=f"{type(recipe.learner).__name__}, replay={recipe.replay}",
             fix="train it with `vla-jax train`, or build the source in Python (docs/replay_and_actors.md)",
         )
+    if recipe.recorded is not None and recipe.recorded.fraction is None:
+        raise errors.ConfigError(
+            f"recipe {recipe.name}: recorded.fraction", expected="a share of every batch", found=None, fix="set it: 0.5"
+        )
 
 
 def _simulator(recipe: Recipe, edges: Edges):

@@ -284,7 +284,8 @@ def _dataset_paths(recipe: Recipe) -> list[str]:
 def _warm_start(recipe: Recipe, learner: Learner) -> WarmStart | None:
     """What the checkpoint that the recipe starts from brings into the fresh state: its policy, and PA-RL's critics.
 
-    RLPD and DQC, which are around no other policy, go on with all their networks and forget the optimizer's moments.
+    RLPD, HIL-SERL and DQC, which are around no other policy, go on with all their networks and forget the optimizers'
+    moments.
     Raises ConfigError where the checkpoint is another learner's.
     """
     if recipe.start_from is None:
@@ -312,9 +313,16 @@ def _go_on(recipe: Recipe, learner: Learner, state: LearnerState) -> LearnerStat
             found=f"one of {type(started).__name__}",
         )
     stored = learner.without_frozen(state) if isinstance(learner, HasFrozen) else state
-    earlier = checkpoints.load_learner(recipe.start_from, stored)
-    fresh = ("step", "opt_state", "frozen")
-    known = {f.name: getattr(earlier, f.name) for f in dataclasses.fields(state) if f.name not in fresh}
+    return _with_networks(state, checkpoints.load_learner(recipe.start_from, stored))
+
+
+def _with_networks(state: LearnerState, earlier: LearnerState) -> LearnerState:
+    """The fresh `state` with the networks of another one; a learner inside it, such as HIL-SERL's arm, likewise."""
+    fresh, known = ("step", "opt_state", "frozen"), {}
+    for field in dataclasses.fields(state):
+        ours, theirs = getattr(state, field.name), getattr(earlier, field.name)
+        if field.name not in fresh:
+            known[field.name] = _with_networks(ours, theirs) if dataclasses.is_dataclass(ours) else theirs
     return state.replace(**known)
 
 

@@ -10,7 +10,7 @@ from scripts.reproduce_pa_rl import PROMPTS, make_learner
 
 
 def test_returns_of_chunks_are_those_of_counting_steps(monkeypatch):
-    study = pa_rl_maze.quick()
+    study = pa_rl_maze.study()
     # whoever acts after the chunk goes up, into the wall, and stays there
     monkeypatch.setattr(inspect_pa_rl, "decide", lambda *_: jnp.broadcast_to(jnp.array([0.0, 1.0]), (3, 2, 2)))
     right, left = [1.0, 0.0], [-1.0, 0.0]
@@ -23,7 +23,7 @@ def test_returns_of_chunks_are_those_of_counting_steps(monkeypatch):
 
 
 def test_running_gives_every_episode_an_end_inside_the_maze():
-    study = pa_rl_maze.quick()
+    study = pa_rl_maze.study()
     env, learner = study.env.make(PROMPTS), make_learner(study, "pa_rl")
 
     def shapes():

@@ -10,7 +10,7 @@ from recipes import expo_reach
 from scripts import reproduce_expo
 
 TINY = dataclasses.replace(
-    expo_reach.quick(), env_steps=40, num_envs=4, warmup_decisions=2, critic_updates=2, batch_size=8, num_evaluations=2
+    expo_reach.study(), env_steps=40, num_envs=4, warmup_decisions=2, critic_updates=2, batch_size=8, num_evaluations=2
 )
 
 
@@ -30,7 +30,7 @@ def test_early_success_is_that_of_the_evaluations_in_the_first_thousand_steps():
     curve = np.zeros((31, 32), bool)
     curve[:11], curve[20:] = True, True  # before learning and at 100, 200, ... 1,000 steps
     of_curve = reproduce_expo.Outcome(curve, curve[0], curve[0], curve[0], np.float32(0))
-    entries = {e.cell: e for e in reproduce_expo._entries("rlpd", of_curve, expo_reach.quick(), 0, 1.0)}
+    entries = {e.cell: e for e in reproduce_expo._entries("rlpd", of_curve, expo_reach.study(), 0, 1.0)}
     assert set(entries) == {"area", "early", "final"}
     assert entries["early"].mean == 1 and entries["early"].episodes == 11 * 32
     assert 0.7 < entries["area"].mean < 0.8
@@ -61,7 +61,7 @@ def test_rlpd_learns_in_the_same_loop():
 
 
 def test_the_papers_experiment_has_the_papers_values():
-    paper = expo_reach.paper()
+    paper = expo_reach.paper_study()
     config = paper.learner
     assert (config.num_critics, config.num_min_critics, config.num_base_samples) == (10, 2, 8)
     assert (paper.critic_updates, paper.batch_size, config.discount, config.target_update_rate) == (
@@ -76,7 +76,7 @@ def test_the_papers_experiment_has_the_papers_values():
 
 
 def _built(key):
-    paper = dataclasses.replace(expo_reach.paper(), imitation_updates=1)
+    paper = dataclasses.replace(expo_reach.paper_study(), imitation_updates=1)
     env = reproduce_expo.ChunkedEnv(reproduce_expo.BatchedEnv(paper.env.make(reproduce_expo.PROMPTS)))
     rows = reproduce_expo.reach.demonstrate(env.env.env, key, 4, paper.demonstrator)
     _, state = reproduce_expo.make_learner(paper, {}, reproduce_expo.as_buffer(rows.replace(extras={})), key)

@@ -16,7 +16,7 @@ from vla_jax.samplers.action_ascent import AscentOptions
 
 
 def tiny(policy="diffusion"):
-    study = pa_rl_maze.quick(policy)
+    study = pa_rl_maze.study(policy)
     learner = dataclasses.replace(study.learner, num_samples=2, ascent=AscentOptions(2, 1, 0.01))
     return dataclasses.replace(
         study,
@@ -72,7 +72,7 @@ def test_experience_is_whole_episodes_with_the_returns_they_reached(policy):
 
 def test_slow_demonstrations_are_all_that_the_second_table_changes():
     for policy in pa_rl_maze.POLICIES:
-        quick, slow = pa_rl_maze.quick(policy), pa_rl_maze.slow(policy)
+        quick, slow = pa_rl_maze.study(policy), pa_rl_maze.slow(policy)
         assert slow.demonstrator.speed < quick.demonstrator.speed
         assert dataclasses.replace(slow, demonstrator=quick.demonstrator) == quick
     named = {spec: {row.name for row in table_specs.TABLES[spec].rows} for spec in reproduce_pa_rl.STUDIES}

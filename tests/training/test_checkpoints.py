@@ -57,6 +57,16 @@ def test_everything_comes_back_with_its_type(store):
     assert restored_source["rows"].dtype == np.int64
 
 
+def test_arrays_without_entries_come_back(store):
+    state, source = _state(), {**SOURCE, "fixtures": jnp.zeros((3, 0, 2), jnp.int32)}
+    state.params["out"]["nothing"] = jnp.zeros(0)
+    _save(store, 7, state, source)
+    restored, restored_source = store.restore(7, state, source)
+    assert restored.params["out"]["nothing"].shape == (0,)
+    assert restored_source["fixtures"].shape == (3, 0, 2) and restored_source["fixtures"].dtype == jnp.int32
+    jax.tree.map(np.testing.assert_array_equal, _bits(restored), _bits(state))
+
+
 def test_a_state_may_be_changed_as_soon_as_save_returns(store):
     state = {"params": jnp.arange(1000.0)}
     change = jax.jit(lambda state: jax.tree.map(lambda leaf: leaf * 0 - 1, state), donate_argnums=0)

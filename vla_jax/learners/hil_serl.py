@@ -26,6 +26,7 @@ from jaxtyping import Array, Float, Int, Key
 from vla_jax.core import errors, functional, images
 from vla_jax.core.types import Metrics, Observation, Params, Transitions
 from vla_jax.learners.base import Memory, scan_updates
+from vla_jax.learners.rlpd import RLPDConfig
 from vla_jax.losses import td
 from vla_jax.nets.mlp import MLP, Activation, Norm
 
@@ -78,6 +79,22 @@ class GraspConfig:
             raise errors.ConfigError(
                 "GraspConfig", expected="epsilon in [0, 1], penalty of at least 0", found=(self.epsilon, self.penalty)
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class HilSerlConfig:
+    """Both parts, for recipes; the arm is RLPD's."""
+
+    arm: RLPDConfig = RLPDConfig(num_critics=2, discount=0.97)
+    grasp: GraspConfig = GraspConfig()
+
+    @property
+    def action_horizon(self) -> int:
+        return self.arm.action_horizon
+
+    @property
+    def discount(self) -> float:
+        return self.arm.discount
 
 
 class HilSerlState(struct.PyTreeNode):

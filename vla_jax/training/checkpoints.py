@@ -95,7 +95,8 @@ class Checkpoints:
         trees = {"learner": learner_state, "actor": actor_params, "source": source_state}
         leaves = {name: flatten(tree) for name, tree in trees.items()}
         shared = _shared(leaves["learner"], leaves["actor"])
-        stored = dict(leaves, learner={path: leaf for path, leaf in leaves["learner"].items() if path not in shared})
+        own = {path: leaf for path, leaf in leaves["learner"].items() if path not in shared}
+        stored = {name: _without_empty(part) for name, part in (leaves | {"learner": own}).items()}
         document = {
             **check_metadata(metadata),
             "format": FORMAT,
@@ -303,9 +304,15 @@ def _storable(leaf: Any) -> Any:
 
 
 def _load(folder: Path, templates: Leaves) -> Leaves:
-    """The stored leaves with the types, dtypes and shardings of the templates."""
+    """The stored leaves with the types, dtypes and shardings of the templates; those without entries are not stored."""
+    templates, everything = _without_empty(templates), templates
+    empty = {
+        path: jnp.zeros(leaf.shape, leaf.dtype, device=getattr(leaf, "sharding", None))
+        for path, leaf in everything.items()
+        if path not in templates
+    }
     if not templates:
-        return {}
+        return empty
     abstract, options = {}, {}
     for path, leaf in templates.items():
         bits = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
@@ -325,7 +332,7 @@ def _load(folder: Path, templates: Leaves) -> Leaves:
             args=ocp.args.PyTreeRestore(nest(abstract), restore_args=nest(options), partial_restore=True),
         )
     loaded = flatten(restored)
-    return {path: _like(leaf, loaded[path]) for path, leaf in templates.items()}
+    return empty | {path: _like(leaf, loaded[path]) for path, leaf in templates.items()}
 
 
 def _restore(folder: Path, templates: Mapping[str, Any]) -> dict[str, Any]:
@@ -351,6 +358,11 @@ def _like(template: Any, loaded: Any) -> Any:
     if _is_key(template):
         return jax.random.wrap_key_data(loaded, impl=_key_kinds()[str(template.dtype)])
     return loaded
+
+
+def _without_empty(leaves: Leaves) -> Leaves:
+    """Leaves that have entries; orbax refuses to write others, such as the fixtures of a scene that has none."""
+    return {path: leaf for path, leaf in leaves.items() if math.prod(getattr(leaf, "shape", ()))}
 
 
 def _is_key(leaf: Any) -> bool:

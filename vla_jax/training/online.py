@@ -96,7 +96,7 @@ class ReplaySource:
         config: ReplayConfig,
         *,
         recorded: Transitions | None = None,
-        recorded_fraction: float = 0.5,
+        recorded_fraction: float | None = 0.5,
         discount: float = 1.0,
         normalize: Callable[[Observation], Observation] = _identity,
         unnormalize: Callable[[Float[Array, "b h a"], Float[Array, "b s"]], Float[Array, "b h a"]] = _as_predicted,
@@ -236,6 +236,9 @@ class ReplaySource:
         if recorded is None:
             return met(key, shape)
         samplers = (partial(recorded_rows.take, recorded), met)
+        if self._fraction is None:
+            sizes = (jnp.asarray(recorded.rewards.shape[0]), self._num_kept(collector.buffer))
+            return mixing.mix_in_proportion(key, shape, samplers, sizes)
         return mixing.mix(key, shape, samplers, (self._fraction, 1 - self._fraction))
 
     # --- the buffer: rows as they are met (`online_windows.py` has another) ------------------------------------------

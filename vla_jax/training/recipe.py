@@ -24,12 +24,14 @@ from vla_jax.envs.planar.maze import MazeConfig
 from vla_jax.envs.planar.reach import ReachConfig
 from vla_jax.learners.dqc import DQCConfig
 from vla_jax.learners.expo import EXPOConfig
+from vla_jax.learners.hil_serl import HilSerlConfig
 from vla_jax.learners.imitation import ImitationConfig
 from vla_jax.learners.pa_rl import CalQL, PARLConfig
 from vla_jax.learners.rlpd import RLPDConfig
 from vla_jax.nets.backbone import Backbone
 from vla_jax.nets.conv_film import ConvFilm, ConvFilmConfig
 from vla_jax.nets.paligemma import PaliGemma, PaliGemmaConfig
+from vla_jax.nets.pixels import PixelConfig
 from vla_jax.nets.qwen_vl import QwenVL, QwenVLConfig
 from vla_jax.nets.state_mlp import StateMLP, StateMLPConfig
 from vla_jax.nets.vla_transformer import VlaTransformer, VlaTransformerConfig
@@ -64,9 +66,10 @@ _DECODERS = {
     RegressionConfig: RegressionPolicy,
 }
 
-LearnerConfig = ImitationConfig | EXPOConfig | RLPDConfig | PARLConfig | DQCConfig
+LearnerConfig = ImitationConfig | EXPOConfig | RLPDConfig | HilSerlConfig | PARLConfig | DQCConfig
 PureEnvConfig = TabletopConfig | PandaConfig | PickCubeConfig | ReachConfig | MazeConfig  # environments that are JAX
 AROUND_A_POLICY = (EXPOConfig, PARLConfig)  # learners that fine-tune one, which is in their actor's "base"
+WITHOUT_A_POLICY = (RLPDConfig, HilSerlConfig)  # learners with an actor of their own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,9 +103,10 @@ class TextConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PolicyConfig:
-    """A backbone that sees and a decoder that acts; any pair works, but action words need a backbone that writes."""
+    """A backbone that sees and a decoder that acts; any pair works, but action words need a backbone that writes, and
+    SERL's encoder of pictures (`PixelConfig`) sees for learners with an actor of their own alone."""
 
-    backbone: ConvFilmConfig | VlaTransformerConfig | PaliGemmaConfig | QwenVLConfig | StateMLPConfig
+    backbone: ConvFilmConfig | VlaTransformerConfig | PaliGemmaConfig | QwenVLConfig | StateMLPConfig | PixelConfig
     decoder: (
         FlowConfig
         | DiffusionConfig
@@ -169,7 +173,9 @@ class EvaluationConfig:
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     name: str
-    policy: PolicyConfig  # of RLPD the backbone sees for actor and critics, and the decoder gives the sizes
+    # of learners with an actor of their own (RLPD, HIL-SERL) the backbone sees for it and the critics, and the decoder
+    # gives the sizes
+    policy: PolicyConfig
     learner: LearnerConfig
     optimizer: AdamW | Adam
     fit: FitConfig
@@ -185,6 +191,7 @@ class Recipe:
 
     def __post_init__(self):
         self._check_experience()
+        self._check_pixels()
         is_frozen = isinstance(self.learner, EXPOConfig) and self.learner.base == "frozen"
         if self.base_optimizer is not None and (is_frozen or not isinstance(self.learner, AROUND_A_POLICY)):
             raise errors.ConfigError(
@@ -222,6 +229,25 @@ class Recipe:
                     found=dataset.action_horizon,
                 )
 
+    def _check_pixels(self) -> None:
+        if not isinstance(self.policy.backbone, PixelConfig):
+            return
+        if not isinstance(self.learner, WITHOUT_A_POLICY):
+            raise errors.ConfigError(
+                f"recipe {self.name}: policy.backbone",
+                expected="a backbone that a decoder acts on: PixelConfig only sees",
+                found=type(self.learner).__name__,
+                fix="take RLPD or HIL-SERL, or ConvFilmConfig",
+            )
+        arm = self.learner.arm if isinstance(self.learner, HilSerlConfig) else self.learner
+        if arm.frozen_trunk:
+            raise errors.ConfigError(
+                f"recipe {self.name}: {type(self.learner).__name__}.frozen_trunk",
+                expected="False: a recipe brings no weights for the trunk, and a random one sees little",
+                found=True,
+                fix="set it to False, or give the weights in Python: `RLPD.with_trunk` (docs/serl.md)",
+            )
+
     def _check_experience(self) -> None:
         """That the learner has something to learn from, and is one for it."""
         name, kind = type(self.learner).__name__, type(self.learner)
@@ -249,7 +275,7 @@ class Recipe:
         if self.replay is not None and not isinstance(acts_in, PureEnvConfig):
             refuse(f"an environment that is a JAX program in evaluation.envs[0], not {acts_in}")
         if self.recorded is not None and (self.replay is None) != (self.recorded.fraction == 1):
-            refuse("recorded.fraction of 1 without replay, below 1 with it")
+            refuse("recorded.fraction of 1 without replay, below 1 or None with it")
         if self.recorded is not None and self.recorded.hindsight is not None and kind is not DQCConfig:
             refuse("no recorded.hindsight: it has no goals")
         has_returns = {each.returns for each in (self.recorded, self.replay) if each is not None}

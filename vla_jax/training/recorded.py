@@ -40,7 +40,9 @@ class RecordedConfig:
     """What is drawn from recorded episodes. `dataset.transitions` says which reward and which end."""
 
     dataset: DatasetConfig  # its action_horizon is not used: chunks are as long as the learner's
-    fraction: float = 0.5  # of every batch, beside experience; without an environment 1
+    # of every batch, beside experience; without an environment 1. None: each row counts the same, as if recordings were
+    # in the buffer
+    fraction: float | None = 0.5
     hindsight: HindsightConfig | None = None  # goals for learners of goals, from the state
     goal_dims: tuple[int, ...] = ()  # of the state that make a goal
     returns: bool = False  # extras["mc_return"], which calibrated critics ask for
@@ -51,8 +53,10 @@ class RecordedConfig:
     def __post_init__(self):
         if self.dataset.transitions is None:
             raise errors.ConfigError("RecordedConfig.dataset.transitions", expected="a TransitionConfig", found=None)
-        if not 0 < self.fraction <= 1:
-            raise errors.ConfigError("RecordedConfig.fraction", expected="above 0, at most 1", found=self.fraction)
+        if self.fraction is not None and not 0 < self.fraction <= 1:
+            raise errors.ConfigError(
+                "RecordedConfig.fraction", expected="above 0, at most 1, or None", found=self.fraction
+            )
         if (self.hindsight is None) != (not self.goal_dims):
             raise errors.ConfigError(
                 "RecordedConfig", expected="hindsight and goal_dims, or neither", found=(self.hindsight, self.goal_dims)

@@ -24,16 +24,18 @@ from vla_jax.data.pictures.resize_traced import resize_batch
 from vla_jax.learners.base import Learner
 from vla_jax.learners.dqc import DQC, DQCConfig
 from vla_jax.learners.expo import EXPO, EXPOConfig
+from vla_jax.learners.hil_serl import HilSerl, HilSerlConfig
 from vla_jax.learners.imitation import Imitation, ImitationConfig
 from vla_jax.learners.pa_rl import PARL, PARLConfig
 from vla_jax.learners.rlpd import RLPD, RLPDConfig
 from vla_jax.nets.backbone import Encoder
+from vla_jax.nets.pixels import PixelConfig, PixelEncoder
 from vla_jax.nets.state_mlp import StateMLPConfig
 from vla_jax.policies.base import Policy
 from vla_jax.training import checkpoints
 from vla_jax.training.plain import from_plain, to_plain
 from vla_jax.training.quantize import quantize
-from vla_jax.training.recipe import AROUND_A_POLICY, Recipe
+from vla_jax.training.recipe import AROUND_A_POLICY, WITHOUT_A_POLICY, PolicyConfig, Recipe
 from vla_jax.training.tuning import Tuning, TuningConfig
 
 BASE = "base"  # in the metadata, where a part of the policy was frozen: which checkpoint it was read from
@@ -60,16 +62,30 @@ def make_learner(recipe: Recipe) -> Learner:
             goal_dim = 0 if recipe.recorded is None else len(recipe.recorded.goal_dims)
             return DQC(constructor, action_dim, backbone.feature_dim, goal_dim, optimizer, recipe.learner)
         case RLPDConfig():
-            if isinstance(backbone, StateMLPConfig):  # nothing to see but the state
-                return RLPD(action_dim, backbone.state_dim, optimizer, recipe.learner)
-            sees = recipe.policy.perception()
-            feature_dim = backbone.feature_dim + backbone.state_dim
-            return RLPD(action_dim, feature_dim, optimizer, recipe.learner, lambda rngs: Encoder(sees(rngs)))
+            feature_dim, encoder = _sees(recipe.policy)
+            return RLPD(action_dim, feature_dim, optimizer, recipe.learner, encoder)
+        case HilSerlConfig(arm, grasp):
+            feature_dim, encoder = _sees(recipe.policy)
+            moves = RLPD(action_dim - 1, feature_dim, optimizer, arm, encoder)
+            return HilSerl(moves, feature_dim, optimizer, grasp)
     raise errors.ConfigError(f"recipe {recipe.name}: learner", expected="one of ours", found=recipe.learner)
+
+
+def _sees(policy: PolicyConfig) -> tuple[int, Callable[[nnx.Rngs], nnx.Module] | None]:
+    """The width of what a learner with an actor of its own sees, and the encoder of it; None: the state as it is."""
+    backbone = policy.backbone
+    if isinstance(backbone, StateMLPConfig):
+        return backbone.state_dim, None
+    if isinstance(backbone, PixelConfig):
+        return backbone.feature_dim, lambda rngs: PixelEncoder(backbone, rngs)
+    sees = policy.perception()
+    return backbone.feature_dim + backbone.state_dim, lambda rngs: Encoder(sees(rngs))
 
 
 def logical_axes(recipe: Recipe) -> dict[str, tuple[str | None, ...]]:
     """The names of the dims of the policy's parameters, adapters and 8-bit kernels, for `sharding.param_shardings`."""
+    if isinstance(recipe.learner, WITHOUT_A_POLICY):
+        return {}
     return Tuning(recipe.tuning, recipe.policy.constructor()).logical_axes
 
 
@@ -83,6 +99,7 @@ class Edges:
     image_size: tuple[int, int]  # height and width the policy sees
     resize: Size | None = None  # how the pictures of the training data came to that size, where they were resized
     goal_dims: tuple[int, ...] = ()  # of the state, which make up a goal, for learners of goals
+    cameras: tuple[str, ...] | None = None  # that the policy sees, None: all; pictures of others are dropped
 
     @property
     def normalizer(self) -> Normalizer:
@@ -97,8 +114,12 @@ class Edges:
     def normalize(self, observation: Observation) -> Observation:
         """States by the statistics; pictures resized as in training, or, without that, averaged down where they are a
         whole number of times too large."""
-        images = {name: self._fit(name, image) for name, image in observation.images.items()}
-        return observation.replace(images=images, state=self.normalizer.normalize_state(observation.state))
+        seen = [name for name in observation.images if self.cameras is None or name in self.cameras]
+        return observation.replace(
+            images={name: self._fit(name, observation.images[name]) for name in seen},
+            image_mask={name: observation.image_mask[name] for name in seen},
+            state=self.normalizer.normalize_state(observation.state),
+        )
 
     def normalize_goal(self, goal: Float[Array, "*b g"]) -> Float[Array, "*b g"]:
         """Those dims of a state, by its statistics."""
@@ -143,18 +164,21 @@ def make_edges(recipe: Recipe, statistics: Statistics, dataset: str | None = Non
         )
     normalizer = Normalizer.create(statistics, recipe.data.normalization)
     image_size = tuple(recipe.policy.backbone.image_size)
-    goal_dims = () if recipe.recorded is None else recipe.recorded.goal_dims
+    rest = dict(
+        goal_dims=() if recipe.recorded is None else recipe.recorded.goal_dims,
+        cameras=tuple(recipe.policy.backbone.cameras),
+    )
     data = next((each for each in recipe.data.datasets if dataset in (None, each.key)), None)
     if data is None:  # weights from elsewhere
         space = ActionSpace(normalizer)
-        return Edges(recipe.text.tokenizer(), recipe.text.prompt_length, space, image_size, goal_dims=goal_dims)
+        return Edges(recipe.text.tokenizer(), recipe.text.prompt_length, space, image_size, **rest)
     place = f"recipe {recipe.name}: data.datasets, {data.path}"
     if data.resize is not None and tuple(data.resize[:2]) != image_size:
         raise errors.ConfigError(
             f"{place}: resize", expected=f"{list(image_size)}, policy.backbone.image_size", found=data.resize
         )
     space = ActionSpace.create(normalizer, data.action_kind, data.relative_dims, place)
-    return Edges(recipe.text.tokenizer(), recipe.text.prompt_length, space, image_size, data.resize, goal_dims)
+    return Edges(recipe.text.tokenizer(), recipe.text.prompt_length, space, image_size, data.resize, **rest)
 
 
 def contract(
@@ -198,9 +222,10 @@ class TrainedPolicy:
     def base_params(self) -> Params:
         """The parameters of the policy network alone, whatever trained it."""
         part = _POLICY_PARTS.get(type(self.recipe.learner))
-        if isinstance(self.recipe.learner, RLPDConfig):
+        if isinstance(self.recipe.learner, WITHOUT_A_POLICY):
+            found = type(self.recipe.learner).__name__
             raise errors.ConfigError(
-                f"{self.path}: no policy of its own", expected="a learner around a policy", found="RLPD's actor"
+                f"{self.path}: no policy network", expected="a learner around a policy", found=f"the actor of {found}"
             )
         return self.params if part is None else self.params[part]
 

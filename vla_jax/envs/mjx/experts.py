@@ -7,12 +7,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from vla_jax.core.registry import Registry
-from vla_jax.envs.base import EnvState
+from vla_jax.envs.base import Env, EnvState
 from vla_jax.envs.mjx.panda import PandaEnv, attitude_error
 from vla_jax.envs.mjx.pick_cube import PickCube, PickCubeConfig
 from vla_jax.envs.mjx.scene import FINGER_RADIUS
-from vla_jax.envs.mjx.tabletop import TRANSLATION_STEP, YAW_STEP, TabletopEnv
+from vla_jax.envs.mjx.tabletop import TRANSLATION_STEP, YAW_STEP
 from vla_jax.envs.mjx.tasks import View
+from vla_jax.envs.relative_frame import RelativeFrame
 
 _HOLDING_WIDTH = 0.026  # metres; fingers closed this far have met the object
 _CARRY_CLEARANCE = 0.06  # metres above the height of release
@@ -22,8 +23,10 @@ _MAX_YAW = 1.75  # radians, a little inside the hand's range
 _PUSH_GAP = _BLOCK_HALF * 1.42 + FINGER_RADIUS  # metres from hand to block centre where no corner touches yet
 
 
-def expert(env: TabletopEnv, state: EnvState) -> Float[Array, "a"]:
-    """The action of the task's scripted expert in this state, in [-1, 1]."""
+def expert(env: Env, state: EnvState) -> Float[Array, "a"]:
+    """The action of the task's scripted expert in this state of a tabletop environment, in [-1, 1]."""
+    if isinstance(env, RelativeFrame):
+        return env.to_tool(state, expert(env.env, env.unwrapped(state)))
     if isinstance(env, PickCube):
         return pick_cube(env.view(state), env.config)
     action = EXPERTS[env.task.name](env.view(state))

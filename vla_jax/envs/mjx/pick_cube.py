@@ -20,13 +20,15 @@ from mujoco import mjx
 
 from vla_jax.core import errors
 from vla_jax.core.types import PromptTable
-from vla_jax.envs.base import EnvState
+from vla_jax.envs.base import Env, EnvState
 from vla_jax.envs.mjx import impedance, panda, tabletop
 from vla_jax.envs.mjx import scene as scenes
 from vla_jax.envs.mjx.tasks import Goal, Task, View
+from vla_jax.envs.relative_frame import FrameLayout, RelativeFrame
 
 ACTION_NAMES = ("dx", "dy", "dz", "grip")
 STATE_NAMES = ("x", "y", "z", "vx", "vy", "vz", "gripper", "block_x", "block_y", "block_z")
+LAYOUT = FrameLayout(position=(0, 1, 2), velocity=(3, 4, 5), points=((7, 8, 9),))
 BASE = (0.5, 0.0, 0.0)  # metres, of the table's frame in that of the arm's base
 WORKSPACE_LOW, WORKSPACE_HIGH = (0.2, -0.3, 0.012), (0.6, 0.3, 0.5)  # metres; above the table by a fingertip's radius
 _BLOCK = scenes.Block("purple", half_size=0.02, mass=0.1)
@@ -39,6 +41,7 @@ class PickCubeConfig:
 
     arm: Literal["panda", "slides"] = "panda"
     reward: Literal["dense", "sparse"] = "dense"
+    frame: Literal["base", "tool"] = "base"  # of what is seen and done; tool: `envs/relative_frame.py`
     lift_height: float = 0.2  # metres above the table's top where the cube counts as lifted
     action_scale: float = 0.1  # metres per control step
     block_low: tuple[float, float] = (0.25, -0.25)  # metres, where cubes lie
@@ -52,6 +55,8 @@ class PickCubeConfig:
     def __post_init__(self):
         if self.arm not in _LIMITS:
             raise errors.ConfigError("PickCubeConfig.arm", expected=tuple(_LIMITS), found=self.arm)
+        if self.frame not in ("base", "tool"):
+            raise errors.ConfigError("PickCubeConfig.frame", expected="base or tool", found=self.frame)
         if min(self.lift_height, self.action_scale) <= 0 or self.episode_length < 1:
             raise errors.ConfigError("PickCubeConfig", expected="positive heights, scales and lengths", found=self)
         for low, high in zip(self.block_low, self.block_high, strict=True):
@@ -68,8 +73,9 @@ class PickCubeConfig:
     def instructions(self) -> tuple[str, ...]:
         return ("pick up the cube",)
 
-    def make(self, prompts: PromptTable) -> "PickCube":
-        return (PandaPickCube if self.arm == "panda" else SlidesPickCube)(self, prompts)
+    def make(self, prompts: PromptTable) -> Env:
+        env = (PandaPickCube if self.arm == "panda" else SlidesPickCube)(self, prompts)
+        return RelativeFrame(env, LAYOUT) if self.frame == "tool" else env
 
 
 def _task(config: PickCubeConfig) -> Task:
