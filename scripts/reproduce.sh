@@ -40,7 +40,7 @@ expo() { # nine arms of two minutes of one core each, and five of twenty; how th
   "$bin/vla-jax" table expo_start
 }
 
-serl() { # eight arms, three minutes of one core each for all seeds, and one of pictures, half an hour; the classifier
+serl() { # eight arms, two minutes of one core per seed, and one of pictures, half an hour; the classifier
   "$bin/python" scripts/reproduce_serl.py --seeds 0 1 2
   "$bin/python" scripts/reproduce_serl_classifier.py --seeds 0 1 2
   "$bin/vla-jax" table serl

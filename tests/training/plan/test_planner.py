@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from recipes import serl_pick_cube
 from tests.training.plan import small_recipe
 from vla_jax.core import errors, functional
 from vla_jax.training.plan import planner, report, worker
@@ -113,3 +114,8 @@ def test_candidates_are_meshes_over_all_chips_that_divide_the_batch():
     assert list(planner.candidates(8, 4)) == []  # 4 samples cannot be split over 8 chips
     assert list(planner.candidates(8, 16)) == [(1, 8, 1), (2, 4, 1), (4, 2, 1), (8, 1, 1)]
     assert list(planner.candidates(8, 4, tensor=(2,))) == [(1, 4, 2), (2, 2, 2), (4, 1, 2)]
+
+
+def test_learners_of_values_are_refused_before_anything_compiles():
+    with pytest.raises(errors.ConfigError, match="learner whose batches are demonstrations"):
+        planner.plan(serl_pick_cube.quick(), parse_topology("v5e:2x2"), (4, 1, 1), compiler="cpu", microbatches=2)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_jax.core import errors
+from vla_jax.learners.imitation import ImitationConfig
 from vla_jax.training.plain import to_plain
 from vla_jax.training.plan import hlo, worker
 from vla_jax.training.plan.acting import Weights
@@ -124,6 +125,12 @@ def plan(
     if isinstance(recipe, str):
         program, batch_size, microbatches = {"reference": recipe}, batch_size, 1
     else:
+        if acting is None and not isinstance(recipe.learner, ImitationConfig):
+            raise errors.ConfigError(
+                f"recipe {recipe.name} cannot be planned",
+                expected="a learner whose batches are demonstrations: ImitationConfig",
+                found=type(recipe.learner).__name__,
+            )
         recipe = _with_microbatches(recipe, microbatches)
         program, batch_size = to_plain(recipe), batch_size or recipe.data.batch_size
         microbatches = 1 if acting else recipe.learner.microbatches

@@ -14,7 +14,6 @@ from vla_jax.core import errors, placement
 from vla_jax.core.types import Demonstrations, Observation
 from vla_jax.data.pictures.augment import augment_batch
 from vla_jax.learners.base import Learner
-from vla_jax.learners.imitation import ImitationConfig
 from vla_jax.training import sharding, step, trained
 from vla_jax.training.plan import counting
 from vla_jax.training.plan.chips import Topology
@@ -55,13 +54,7 @@ class Program:
 
 
 def of_recipe(recipe: Recipe, batch_size: int | None = None) -> Program:
-    """Raises ConfigError for learners that need more than demonstrations."""
-    if not isinstance(recipe.learner, ImitationConfig):
-        raise errors.ConfigError(
-            f"recipe {recipe.name} cannot be planned",
-            expected="a learner whose batches are demonstrations: ImitationConfig",
-            found=type(recipe.learner).__name__,
-        )
+    """Of one that imitates: `planner.plan` refuses others."""
     augment = recipe.data.augment
     return Program(
         name=recipe.name,
