@@ -137,9 +137,8 @@ def complete(folder, imitated, learner, policy, changes):
         (DQC, FLOW, dict(recorded=dict(hindsight=HindsightConfig(), goal_dims=(0, 1)), envs=())),
         (DQC_ONLINE, FLOW, dict(replay=REPLAY, recorded=dict(fraction=0.5))),
         (RLPD, GAUSSIAN, dict(recorded=dict(critic_updates=2))),
-        (HIL_SERL, GAUSSIAN, dict(replay=REPLAY, recorded=dict(fraction=None))),
     ],
-    ids=["pa_rl online", "expo", "dqc goals", "dqc online", "rlpd offline", "hil_serl, as if in the buffer"],
+    ids=["pa_rl online", "expo", "dqc goals", "dqc online", "rlpd offline"],
 )
 def test_a_run_is_the_same_when_it_is_interrupted(folder, imitated, tmp_path, learner, policy, changes):
     recipe = complete(folder, imitated, learner, policy, changes)
@@ -157,9 +156,9 @@ def test_a_run_is_the_same_when_it_is_interrupted(folder, imitated, tmp_path, le
         (dataclasses.replace(PARL, critic_kind=IQL()), FLOW, dict(replay=REPLAY, recorded=dict(fraction=0.5))),
         (dataclasses.replace(EXPO, base="imitation"), FLOW, dict(replay=REPLAY, recorded=dict(fraction=0.25))),
         (DQC, FLOW, dict(recorded=dict())),
-        (HIL_SERL, GAUSSIAN, dict(recorded=dict())),
+        (HIL_SERL, GAUSSIAN, dict(replay=REPLAY, recorded=dict(fraction=None))),
     ],
-    ids=["iql both", "expo imitates", "dqc", "hil_serl"],
+    ids=["iql both", "expo imitates", "dqc", "hil_serl, as if in the buffer"],
 )
 def test_the_checkpoint_of_a_short_run_acts(folder, imitated, tmp_path, learner, policy, changes):
     experiment.train(complete(folder, imitated, learner, policy, changes), tmp_path, quiet=True)

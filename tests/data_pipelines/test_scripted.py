@@ -2,15 +2,12 @@
 
 import dataclasses
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from data_pipelines import scripted
 from data_pipelines.scripted import MazeData, PickCubeData, ReachData
 from vla_jax.core import errors
-from vla_jax.core.types import PromptTable
 from vla_jax.data.formats.rlds import RldsDataset
 from vla_jax.data.normalization import NormalizationConfig, Normalizer, Statistics
 from vla_jax.data.schema import DatasetConfig, TransitionConfig
@@ -19,7 +16,6 @@ from vla_jax.training import recorded
 from vla_jax.training.recorded import RecordedConfig
 
 CUBE = PickCubeConfig("slides", "sparse", lift_height=0.02, action_scale=0.1, episode_length=24)
-PROMPTS = PromptTable(jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool))
 
 
 def rows(path, state_dim, action_dim):
@@ -83,10 +79,3 @@ def test_an_expert_that_is_shaken_too_much_is_no_expert(tmp_path):
     with pytest.raises(errors.EnvError, match="at least 5%"):
         scripted.generate(tmp_path / "1.0.0", PickCubeData(hopeless, num_episodes=2, cameras=False))
     assert not (tmp_path / "1.0.0").exists()
-
-
-def test_the_expert_does_the_same_in_either_frame():
-    base, tool = (dataclasses.replace(CUBE, frame=frame).make(PROMPTS) for frame in ("base", "tool"))
-    state = tool.reset(jax.random.key(0))
-    action = scripted.expert(tool, state)
-    np.testing.assert_allclose(tool.to_base(state, action), scripted.expert(base, tool.unwrapped(state)), atol=1e-5)
