@@ -10,7 +10,7 @@ demo: install  ## the main job on the embedded suite; resumes where it stopped
 	$(RUN)/python scripts/demo.py --out runs/demo
 
 test: install  ## every test; no GPU, no network, no display needed
-	$(RUN)/python -m pytest tests --numprocesses 2 --dist loadfile
+	$(RUN)/python -m pytest tests --numprocesses 2 --dist loadfile --max-worker-restart 0
 
 lint: install
 	$(RUN)/ruff check . && $(RUN)/ruff format --check . && $(RUN)/lint-imports
