@@ -185,7 +185,7 @@ class Recipe:
     base_optimizer: AdamW | Adam | None = None  # of the policy that EXPO or PA-RL fine-tunes; None: as `optimizer`
     replay: ReplayConfig | None = None  # of learners that collect: they act in `evaluation.envs[0]`
     recorded: RecordedConfig | None = None  # episodes for learners of values, beside what they collect or alone
-    # a run folder or checkpoint whose policy this run begins with; one of PA-RL, RLPD and DQC brings its critics, too
+    # a run folder or checkpoint whose policy this run begins with; other learners than EXPO bring their critics, too
     start_from: str | None = None
     tuning: TuningConfig = TuningConfig()  # of what imitates: adapters, freezing, dtypes
 

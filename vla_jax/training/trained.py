@@ -84,7 +84,7 @@ def _sees(policy: PolicyConfig) -> tuple[int, Callable[[nnx.Rngs], nnx.Module] |
 
 def logical_axes(recipe: Recipe) -> dict[str, tuple[str | None, ...]]:
     """The names of the dims of the policy's parameters, adapters and 8-bit kernels, for `sharding.param_shardings`."""
-    if isinstance(recipe.learner, WITHOUT_A_POLICY):
+    if isinstance(recipe.policy.backbone, PixelConfig):  # no decoder acts on it, so there is no policy to ask
         return {}
     return Tuning(recipe.tuning, recipe.policy.constructor()).logical_axes
 
