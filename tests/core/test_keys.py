@@ -13,7 +13,10 @@ def _quick(key):
         return keys.for_arrays(key)
 
 
-@given(seed=st.integers(0, 2**31 - 1), shape=st.lists(st.integers(1, 7), max_size=4).map(tuple))
+SHAPES = [(), (1,), (2,), (7,), (3, 4), (5, 3), (2, 1, 5), (3, 2, 1, 4)]  # each is compiled anew
+
+
+@given(seed=st.integers(0, 2**31 - 1), shape=st.sampled_from(SHAPES))
 def test_a_key_for_arrays_draws_what_jaxs_own_draws(seed, shape):
     key, quick = jax.random.key(seed), _quick(jax.random.key(seed))
     assert jax.random.key_impl(quick) != jax.random.key_impl(key)
