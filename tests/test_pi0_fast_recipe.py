@@ -11,7 +11,6 @@ import pytest
 
 from data_pipelines import droid_synthetic
 from recipes import pi0_droid, pi0_fast_droid
-from tests.nets import examples
 from vla_jax import cli, experiment
 from vla_jax.codecs import fast_files
 from vla_jax.codecs.text import ByteTokenizer
@@ -54,9 +53,9 @@ def test_it_learns_to_write_chunks(tmp_path, monkeypatch):
         recipe.data.datasets, batch_size=4, seed=0, tokenizer=edges.encode, normalizer=edges.normalizer, num_threads=1
     )
     learner, key, history = trained.make_learner(recipe), jax.random.key(0), []
-    update = examples.jit(learner.update)
+    update = jax.jit(learner.update)
     with contextlib.closing(loader):
-        state = examples.jit(learner.init)(key, loader.example())
+        state = jax.jit(learner.init)(key, loader.example())
         for step, batch in zip(range(15), loader, strict=False):
             state, metrics = update(state, jax.random.fold_in(key, step), batch)
             history.append(jax.device_get(metrics))
@@ -79,8 +78,8 @@ def test_the_codec_without_data_writes_what_a_chunk_can_be():
     codec, text = pi0_fast_droid.plain_codec(), pi0_fast_droid.quick().policy.decoder.text
     chunks = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (16, 10, 8)), jnp.float32)
     chunks = chunks.at[0].set(1.0).at[1].set(-1.0).at[2].set(0.0)
-    ids, mask, fits = examples.jit(text.encode)(chunks)
-    decoded, is_valid = examples.jit(text.decode)(ids)
+    ids, mask, fits = jax.jit(text.encode)(chunks)
+    decoded, is_valid = jax.jit(text.decode)(ids)
     assert is_valid.all() and fits.all()
     # A coefficient is off by half a step of 1 / 10 at most, and 10 of them make an entry: sqrt(10) * 0.05.
     assert jnp.abs(decoded - chunks).max() < 0.16

@@ -30,7 +30,7 @@ def dense():
 
         return jax.lax.scan(step, env.reset(key), None, SLIDES.episode_length)[1]
 
-    program = jax.jit(jax.vmap(episode), compiler_options={"xla_backend_optimization_level": 0})
+    program = jax.jit(jax.vmap(episode))
     return env, program(jax.random.split(jax.random.key(0), 8))
 
 
@@ -65,7 +65,7 @@ def test_success_ends_an_episode_of_the_sparse_reward():
     env = dataclasses.replace(SLIDES, reward="sparse").make(PROMPTS)
     state = env.reset(jax.random.key(1))
     lifted = state.physics.qpos.at[2].set(0.2)
-    step = jax.jit(env.step, compiler_options={"xla_backend_optimization_level": 0})
+    step = jax.jit(env.step)
     here = step(state, jnp.zeros(4))
     there = step(state.replace(physics=state.physics.replace(qpos=lifted)), jnp.zeros(4))
     assert (float(here.reward), float(here.discount), bool(here.done)) == (0.0, 1.0, False)

@@ -28,8 +28,7 @@ def test_every_environment_serves_its_spec_and_its_expert_solves_it(name):
 
     expert = env.expert if isinstance(env, PlanarEnv) else functools.partial(experts.expert, env)
 
-    # Unoptimized code: the compiler takes most of this test's time, the episodes little.
-    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    @jax.jit
     def act_and_step(states):
         actions = jax.vmap(expert)(states)
         return actions, jax.vmap(env.step)(states, actions)

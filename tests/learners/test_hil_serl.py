@@ -36,11 +36,6 @@ def transitions(*leading, last_dim=None):
     return Transitions(states[0], actions, ones, ones, ones > 0, states[1], {})
 
 
-def quick(function):
-    """Compiled without optimization: here the compiler takes longer than the program."""
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
-
-
 def valued(learner, params, values):
     """Parameters that give these values to the commands, whatever the features."""
     output = params["output"]
@@ -62,7 +57,7 @@ def test_the_target_is_the_slow_value_of_the_command_that_the_fast_critic_prefer
     ended = batch.replace(discounts=batch.discounts.at[-1].set(0.0))
     # 1 + 0.9 in the chunk, 0.81 * 2 behind it: a plain maximum would bootstrap from 9
     expected = 1.9 + 0.81 * 2.0 - 0.25 * np.array([1, 0, 1, 0, 1, 0])
-    found = quick(learner.targets)(state, ended, batch.next_observation)
+    found = jax.jit(learner.targets)(state, ended, batch.next_observation)
     np.testing.assert_allclose(found[:-1], expected[:-1], rtol=1e-5)
     np.testing.assert_allclose(found[-1], 1.0, rtol=1e-6)  # the step after the end does not count
 
@@ -90,23 +85,23 @@ def test_it_acts_by_its_best_command_and_explores_with_a_share_of_random_ones(st
     seen = Observation(
         {}, {}, jax.random.normal(KEY, (many, S)), jnp.zeros((many, 1), jnp.int32), jnp.ones((many, 1)) > 0
     )
-    actions, _ = quick(lambda: learner.act(actor, KEY, seen, ()))()
+    actions, _ = jax.jit(lambda: learner.act(actor, KEY, seen, ()))()
     assert actions.shape == (many, H, 3) and (actions[..., -1] == 1.0).all()
     np.testing.assert_allclose(actions[..., :2], learner.arm.act(actor["arm"], KEY, seen, ())[0], atol=1e-6)
-    explored = quick(lambda: learner.explore(actor, KEY, learner.observe(actor, KEY, seen)[0]))()
+    explored = jax.jit(lambda: learner.explore(actor, KEY, learner.observe(actor, KEY, seen)[0]))()
     assert (explored[:, 0, -1] == explored[:, 1, -1]).all()  # one command for the chunk
     shares = [float((explored[:, 0, -1] == command).mean()) for command in (-1.0, 0.0, 1.0)]
     # a random command is the best one in a third of the cases; 4 standard deviations are 0.03
     np.testing.assert_allclose(shares, [0.1, 0.1, 0.8], atol=0.03)
-    greedy = quick(lambda: make().explore(actor, KEY, seen.state))()
+    greedy = jax.jit(lambda: make().explore(actor, KEY, seen.state))()
     assert (greedy[..., -1] == 1.0).all()
 
 
 def test_the_arm_learns_as_it_would_alone_and_the_head_at_every_minibatch(state):
     learner, batch = make(), transitions(2, 3)
-    after, metrics = quick(learner.update)(state, KEY, batch)
+    after, metrics = jax.jit(learner.update)(state, KEY, batch)
     alone = batch.replace(actions=batch.actions[..., :2])
-    arm, _ = quick(learner.arm.update)(state.arm, jax.random.split(KEY)[0], alone)
+    arm, _ = jax.jit(learner.arm.update)(state.arm, jax.random.split(KEY)[0], alone)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), after.arm.params, arm.params)
     assert int(after.opt_state[0].count) == 6 and int(after.step) == 1
     assert all((a != b).any() for a, b in zip(*map(jax.tree.leaves, (state.target, after.target)), strict=True))
@@ -127,7 +122,7 @@ def test_its_loss_trains_no_encoder():
     def loss(state):
         return learner._grasp_step(state, (KEY, batch))[1]["grasp/loss"]
 
-    grads = quick(jax.grad(loss, allow_int=True))(state)
+    grads = jax.jit(jax.grad(loss, allow_int=True))(state)
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(grads.arm.params))
     assert any((leaf != 0).any() for leaf in jax.tree.leaves(grads.params))
     assert learner.without_frozen(state.replace(arm=state.arm.replace(frozen={"trunk": 0}))).arm.frozen == {}

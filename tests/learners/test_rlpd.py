@@ -40,11 +40,6 @@ def transitions(key, *leading):
     )
 
 
-def quick(function):
-    """Compiled without optimization: here the compiler takes longer than the program."""
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
-
-
 @pytest.fixture(scope="module")
 def state():
     """Of every learner here: they differ in what they do with it."""
@@ -53,7 +48,7 @@ def state():
 
 def targets(learner, state, batch, heads=(0, 1)):
     chunks = jnp.full((B, H, A), 0.3)
-    return quick(learner.targets)(state, jnp.array(heads), batch, chunks, jnp.full(B, -7.0))
+    return jax.jit(learner.targets)(state, jnp.array(heads), batch, chunks, jnp.full(B, -7.0))
 
 
 def changed(a, b):
@@ -62,7 +57,7 @@ def changed(a, b):
 
 def test_a_round_updates_the_critic_at_every_minibatch_and_the_rest_once(state):
     """Adam counts its steps: of 2 rounds of 4, eight for the critic, two for actor and temperature."""
-    before, (after, metrics) = state, quick(make().update)(state, KEY, transitions(KEY, 2, 4))
+    before, (after, metrics) = state, jax.jit(make().update)(state, KEY, transitions(KEY, 2, 4))
     counts = {name: int(state[0].count) for name, state in after.opt_state.items()}
     assert counts == {"actor": 2, "critic": 8, "temperature": 2}
     assert all(changed(before.params, after.params)) and int(after.step) == 2
@@ -88,7 +83,7 @@ def test_the_target_looks_at_the_drawn_heads_alone(state):
     learner, batch = make(), transitions(KEY)
     spoilt = jax.tree.map(lambda leaf: leaf.at[2:].set(jnp.nan), state.target["head"])
     spoilt = state.replace(target={**state.target, "head": spoilt})
-    values = quick(learner.q_values)(state.target["head"], batch.next_observation, jnp.full((B, H, A), 0.3))
+    values = jax.jit(learner.q_values)(state.target["head"], batch.next_observation, jnp.full((B, H, A), 0.3))
     expected = batch.rewards[:, 0] + 0.96 * batch.rewards[:, 1] + 0.96**2 * values[:2].min(0)
     np.testing.assert_allclose(targets(learner, spoilt, batch), expected, rtol=1e-5)
 
@@ -111,7 +106,7 @@ def test_the_entropy_is_measured_where_the_config_says(state):
     far = batch.replace(next_observation=batch.next_observation + 100.0)
     for where in ("next", "current"):
         learner = make(temperature_states=where, std_range=(1e-3, 5.0))
-        step = quick(learner._actor_step)
+        step = jax.jit(learner._actor_step)
         last = [jax.tree.map(lambda leaf: leaf[0], rows) for rows in (batch, far)]
         metrics[where] = [float(step(state, KEY, rows)[1]["actor/entropy"]) for rows in last]
     assert metrics["current"][0] == metrics["current"][1]
@@ -135,7 +130,7 @@ def test_an_actors_step_on_several_minibatches_is_that_on_their_union(state, mon
     monkeypatch.setattr(jax.random, "normal", lambda key, shape: jnp.zeros(shape))
     learner, batch = make(temperature_states="current"), jax.tree.map(lambda leaf: leaf[0], transitions(KEY, 1, 3))
     union = jax.tree.map(lambda leaf: leaf.reshape(1, -1, *leaf.shape[2:]), batch)
-    results = [quick(learner._actor_step)(state, KEY, rows) for rows in (batch, union)]
+    results = [jax.jit(learner._actor_step)(state, KEY, rows) for rows in (batch, union)]
     for a, b in zip(*map(jax.tree.leaves, results), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
@@ -143,7 +138,7 @@ def test_an_actors_step_on_several_minibatches_is_that_on_their_union(state, mon
 def test_the_standard_deviation_stays_in_its_range(state):
     learner = make(std_range=(0.2, 0.3))
     head = jax.tree.map(lambda leaf: 30 * leaf, state.params["actor"]["head"])
-    _, log_std = quick(lambda x: learner.gaussian.bind(head).parameters(x))(jax.random.normal(KEY, (64, S)))
+    _, log_std = jax.jit(lambda x: learner.gaussian.bind(head).parameters(x))(jax.random.normal(KEY, (64, S)))
     assert jnp.exp(log_std).min() >= 0.2 - 1e-6 and jnp.exp(log_std).max() <= 0.3 + 1e-6
 
 
@@ -172,7 +167,7 @@ def test_it_finds_the_best_action_of_a_bandit():
         batch = Transitions(zeros, actions, rewards, zeros, ones > 0, zeros, {})
         return learner.update(state, keys[1], batch)[0], None
 
-    state, _ = quick(lambda state: jax.lax.scan(step, state, jax.random.split(KEY, 300)))(learner.init(KEY))
+    state, _ = jax.jit(lambda state: jax.lax.scan(step, state, jax.random.split(KEY, 300)))(learner.init(KEY))
     mode = learner.gaussian.bind(state.params["actor"]["head"]).mode(jnp.zeros((1, 1)))
     assert abs(float(mode[0, 0]) - 0.5) < 0.2  # 0.36 to 0.64 over twelve seeds
 

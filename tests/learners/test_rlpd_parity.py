@@ -68,16 +68,11 @@ def close(ours, expected):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), ours, expected)
 
 
-def quick(function):
-    """Compiled without optimization: here the compiler takes longer than the program."""
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
-
-
 def stepped(state, name, grads):
-    return quick(lambda state, grads: LEARNER._apply(state, name, grads).params[name])(state, grads)
+    return jax.jit(lambda state, grads: LEARNER._apply(state, name, grads).params[name])(state, grads)
 
 
-@quick
+@jax.jit
 def sampled(state, observation, noise):
     return LEARNER.gaussian.bind(state.params["actor"]["head"]).sample_from(observation, noise)
 
@@ -86,12 +81,12 @@ def test_critic(theirs, state, batch):
     flat, log_prob = sampled(state, batch.next_observation, theirs["critic/next_noise"])
     np.testing.assert_allclose(flat, theirs["critic/next_actions"], **CLOSE)
     np.testing.assert_allclose(log_prob, theirs["critic/next_log_prob"], **CLOSE)
-    targets = quick(LEARNER.targets)(state, theirs["heads"], batch, flat[:, None], log_prob)
+    targets = jax.jit(LEARNER.targets)(state, theirs["heads"], batch, flat[:, None], log_prob)
     np.testing.assert_allclose(targets, theirs["target_q"], **CLOSE)
-    q_values = quick(LEARNER.q_values)(state.params["critic"]["head"], batch.observation, batch.actions)
+    q_values = jax.jit(LEARNER.q_values)(state.params["critic"]["head"], batch.observation, batch.actions)
     np.testing.assert_allclose(q_values, theirs["q_values"], **CLOSE)
 
-    loss_and_grads = quick(jax.value_and_grad(LEARNER.critic_loss, has_aux=True))
+    loss_and_grads = jax.jit(jax.value_and_grad(LEARNER.critic_loss, has_aux=True))
     (loss, mean_q), grads = loss_and_grads(state.params["critic"], {}, batch, targets)
     np.testing.assert_allclose(loss, theirs["critic/loss"], **CLOSE)
     np.testing.assert_allclose(mean_q, theirs["critic/info/predicted_qs"], **CLOSE)
@@ -102,7 +97,7 @@ def test_critic(theirs, state, batch):
 
 
 def test_actor(theirs, state, batch):
-    loss_and_grads = quick(jax.value_and_grad(LEARNER.actor_loss, has_aux=True))
+    loss_and_grads = jax.jit(jax.value_and_grad(LEARNER.actor_loss, has_aux=True))
     (loss, log_prob), grads = loss_and_grads(state.params["actor"], state, batch.observation, theirs["actor/noise"])
     np.testing.assert_allclose(loss, theirs["actor/loss"], **CLOSE)
     np.testing.assert_allclose(log_prob, theirs["actor/log_prob"], **CLOSE)

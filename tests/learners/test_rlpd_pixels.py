@@ -44,15 +44,10 @@ def moved(before, after):
     return [bool((a != b).any()) for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)]
 
 
-def quick(function):
-    """Compiled without optimization: here the compiler takes longer than the program."""
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
-
-
 def test_the_trunk_stays_and_the_encoders_train():
     learner = make(encoder="separate")
     before = learner.init(KEY)
-    after, _ = quick(learner.update)(before, KEY, transitions(1, 2))
+    after, _ = jax.jit(learner.update)(before, KEY, transitions(1, 2))
     assert not any(moved(before.frozen, after.frozen)) and set(before.frozen) == {"trunk"}
     for part in ("critic", "actor"):
         assert "trunk" not in before.params[part]["encoder"]
@@ -69,7 +64,7 @@ def test_the_actors_loss_trains_no_encoder_but_its_own(which):
         changed = state.replace(params={**state.params, **params})
         return learner.actor_loss(params["actor"], changed, batch.observation, jnp.zeros((B, A)))[0]
 
-    grads = quick(jax.grad(loss))({name: state.params[name] for name in ("critic", "actor")})
+    grads = jax.jit(jax.grad(loss))({name: state.params[name] for name in ("critic", "actor")})
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(grads["critic"]))
     own = jax.tree.leaves(grads["actor"]["encoder"])
     assert bool(own) == (which == "separate") and (not own or any((leaf != 0).any() for leaf in own))
@@ -79,7 +74,7 @@ def test_a_trunk_that_is_not_frozen_trains():
     learner = make(frozen_trunk=False)
     state, batch = learner.init(KEY), transitions()
     assert state.frozen == {}
-    loss = quick(jax.grad(lambda critic: learner.critic_loss(critic, {}, batch, jnp.ones(B))[0]))
+    loss = jax.jit(jax.grad(lambda critic: learner.critic_loss(critic, {}, batch, jnp.ones(B))[0]))
     grads = loss(state.params["critic"])
     assert any((leaf != 0).any() for leaf in jax.tree.leaves(grads["encoder"]["trunk"]))
 
@@ -88,7 +83,7 @@ def test_it_acts_on_pictures_and_a_pretrained_trunk_replaces_its_own():
     learner = make()
     state = learner.init(KEY)
     seen = observation(KEY)
-    act = quick(lambda state: learner.act(learner.actor(state), KEY, seen, ())[0])
+    act = jax.jit(lambda state: learner.act(learner.actor(state), KEY, seen, ())[0])
     actions = act(state)
     assert actions.shape == (B, 1, A)
     other = jax.tree.map(lambda leaf: 2 * leaf + 0.1, state.frozen["trunk"])

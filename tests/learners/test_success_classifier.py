@@ -20,11 +20,6 @@ SIZE = 16
 PIXELS = PixelConfig(("front",), (SIZE, SIZE), filters=8, stages=(1,), spatial_features=2, bottleneck=16)
 
 
-def quick(function):
-    """Compiled without optimization: here the compiler takes longer than the program."""
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
-
-
 CLASSIFIER = SuccessClassifier(PIXELS, optax.adam(3e-3), ClassifierConfig(hidden=16, crop_pad=1, frozen_trunk=False))
 KEY = jax.random.key(0)
 
@@ -74,7 +69,7 @@ def test_a_batch_with_more_of_one_label_is_refused():
 def test_a_frozen_trunk_stays_as_it_is_and_the_rest_trains():
     frozen = dataclasses.replace(CLASSIFIER, config=ClassifierConfig(hidden=16))
     before = frozen.init(KEY)
-    update = quick(frozen.update)
+    update = jax.jit(frozen.update)
     after, _ = update(before, KEY, draw(KEY, 4))
     jax.tree.map(np.testing.assert_array_equal, after.frozen, before.frozen)
     assert "trunk" not in before.params["encoder"] and before.frozen["trunk"]
@@ -85,9 +80,9 @@ def test_a_frozen_trunk_stays_as_it_is_and_the_rest_trains():
 def test_dropout_is_for_training_alone():
     state, batch = CLASSIFIER.init(KEY), draw(KEY, 4)
     net = CLASSIFIER.net
-    logits = quick(lambda key: net.bind(state.params)(batch.positives, key, 0.5))
-    plain = quick(CLASSIFIER.probability)(state, batch.positives)
-    none = quick(lambda: net.bind(state.params)(batch.positives, KEY, 0.0))()
+    logits = jax.jit(lambda key: net.bind(state.params)(batch.positives, key, 0.5))
+    plain = jax.jit(CLASSIFIER.probability)(state, batch.positives)
+    none = jax.jit(lambda: net.bind(state.params)(batch.positives, KEY, 0.0))()
     np.testing.assert_allclose(plain, jax.nn.sigmoid(none), rtol=1e-5)
     assert (logits(jax.random.key(0)) != logits(jax.random.key(1))).any()
 
@@ -114,9 +109,9 @@ def test_vice_prefers_pictures_of_the_goal():
 
     state = learner.init(KEY)
     before = state.frozen
-    state, metrics = quick(lambda state: jax.lax.scan(step, state, jax.random.split(KEY, 100)))(state)
+    state, metrics = jax.jit(lambda state: jax.lax.scan(step, state, jax.random.split(KEY, 100)))(state)
     held_out = draw(jax.random.key(9), 100)
-    judge = quick(learner.reward)
+    judge = jax.jit(learner.reward)
     rewards = [judge(state, side) for side in (held_out.positives, held_out.negatives)]
     assert rewards[0].mean() > rewards[1].mean() + 0.2
     assert all(((r > 0) & (r < 1)).all() for r in rewards)

@@ -1,7 +1,5 @@
 """Observations and the smallest backbones, shared by the tests of nets and policies."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -53,20 +51,16 @@ def transformer(num_suffix_tokens, adaptive_norm, rngs):
     return VlaTransformer(transformer_config(adaptive_norm=adaptive_norm), rngs)
 
 
-UNOPTIMIZED = {"xla_backend_optimization_level": 0}
-jit = functools.partial(jax.jit, compiler_options=UNOPTIMIZED)  # for programs that compile longer than they run
-
-
 def init(constructor, key):
-    """`functional.init`, compiled without optimization: 2 s of CPU instead of 17 for the transformer below."""
+    """`functional.init`, compiled."""
     net, _ = functional.describe(constructor)
-    return net, jit(lambda key: functional.init(constructor, key)[1])(key)
+    return net, jax.jit(lambda key: functional.init(constructor, key)[1])(key)
 
 
 BACKBONES = [conv_film, transformer]
 
 
-def train(loss, params, num_steps, optimizer, jit=jax.jit):
+def train(loss, params, num_steps, optimizer):
     """`params` after gradient steps on `loss(params, key)` in one scan, and the losses on the way."""
 
     def train_step(carry, key):
@@ -76,5 +70,5 @@ def train(loss, params, num_steps, optimizer, jit=jax.jit):
         return (optax.apply_updates(params, updates), opt_state), value
 
     keys = jax.random.split(jax.random.key(1), num_steps)
-    (params, _), losses = jit(lambda p: jax.lax.scan(train_step, (p, optimizer.init(p)), keys))(params)
+    (params, _), losses = jax.jit(lambda p: jax.lax.scan(train_step, (p, optimizer.init(p)), keys))(params)
     return params, losses

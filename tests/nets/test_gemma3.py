@@ -61,13 +61,13 @@ NET, PARAMS = make(config())
 WORDS, WORDS_PARAMS = make(config(**NO_PICTURES))
 
 
-@functools.partial(examples.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
 def scored(net, params, observation, target):
     model = net.bind(params)
     return model.token_logits(model.prefix(observation), target)
 
 
-@functools.partial(examples.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
 def generate(decoding, observation=OBSERVATION):
     model = NET.bind(PARAMS)
     return model.generate(KEY, model.prefix(observation), decoding)
@@ -165,7 +165,7 @@ def test_an_absent_camera_leaves_with_the_words_around_it():
 
 def test_pictures_see_themselves_and_nothing_sees_to_its_right():
     model = NET.bind(PARAMS)
-    keys = examples.jit(lambda observation: model.prefix(observation).keys)
+    keys = jax.jit(lambda observation: model.prefix(observation).keys)
     before = keys(OBSERVATION)
     front = OBSERVATION.images["front"]
     # The last corner of the first picture: 1 opening, 2 before, 4 of the picture, 1 after; then the second camera.
@@ -183,7 +183,7 @@ def test_a_prompt_may_be_read_both_ways():
     both, _ = functional.describe(
         lambda rngs: PaliGemma(config(reading=dataclasses.replace(SMALL_READING, causal=False)), rngs)
     )
-    keys = examples.jit(lambda observation: both.bind(PARAMS).prefix(observation).keys)
+    keys = jax.jit(lambda observation: both.bind(PARAMS).prefix(observation).keys)
     changed = OBSERVATION.replace(prompt=(OBSERVATION.prompt + 1) % examples.VOCAB)
     assert (jnp.abs(keys(changed) - keys(OBSERVATION)).max((0, 1, 3, 4)) > 0).all()
 
@@ -193,7 +193,7 @@ def test_a_caption_is_learned():
         model = NET.bind(params)
         return text_losses(model, model.prefix(OBSERVATION), TARGET, jnp.ones(TARGET.shape, bool))[0].mean()
 
-    _, losses = examples.train(loss, PARAMS, 60, optax.adam(1e-2), examples.jit)
+    _, losses = examples.train(loss, PARAMS, 60, optax.adam(1e-2))
     assert losses[0] > 1 and losses[-1] < 0.1
 
 
@@ -244,7 +244,7 @@ def test_a_flow_policy_samples_from_the_cache_what_it_samples_without(kind):
 
     def sample(constructor):
         net, _ = functional.describe(constructor)
-        return examples.jit(lambda params: net.bind(params).sample(KEY, OBSERVATION, 2))(params)
+        return jax.jit(lambda params: net.bind(params).sample(KEY, OBSERVATION, 2))(params)
 
     chunk = sample(flow_policy(kind))
     np.testing.assert_allclose(sample(flow_policy(kind, Uncached)), chunk, atol=1e-4)
@@ -263,7 +263,7 @@ def test_a_flow_policy_trains_every_parameter():
     actions = jax.random.uniform(KEY, (B, H, A), minval=-1, maxval=1)
     batch = Demonstrations(OBSERVATION, actions, jnp.ones(actions.shape, bool), jnp.ones(B))
     loss = lambda params, key: net.bind(params).loss(KEY, batch)[0].mean()  # noqa: E731
-    trained, losses = examples.train(loss, params, 8, optax.adam(1e-2), examples.jit)
+    trained, losses = examples.train(loss, params, 8, optax.adam(1e-2))
     assert losses[-1] < 0.8 * losses[0]
     pairs = zip(jax.tree.leaves_with_path(trained), jax.tree.leaves(params), strict=True)
     assert not [jax.tree_util.keystr(path) for (path, new), old in pairs if jnp.array_equal(new, old)]

@@ -36,13 +36,13 @@ NET, PARAMS = examples.init(lambda rngs: PaliGemma(config(), rngs), KEY)
 PARAMS = {**PARAMS, "embedding": 4 * PARAMS["embedding"]}
 
 
-@examples.jit
+@jax.jit
 def scored(params, observation, target):
     model = NET.bind(params)
     return model.token_logits(model.prefix(observation), target)
 
 
-@functools.partial(examples.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
 def generate(decoding, params=PARAMS, observation=OBSERVATION):
     model = NET.bind(params)
     return model.generate(KEY, model.prefix(observation), decoding)
@@ -62,10 +62,10 @@ def test_it_has_the_published_number_of_parameters_and_a_tiny_one_has_few(config
 def test_it_is_a_backbone_whose_suffix_may_see_itself_both_ways_or_not():
     model = NET.bind(PARAMS)
     assert isinstance(model, Backbone) and model.feature_dim == 16
-    prefix = examples.jit(model.prefix)(OBSERVATION)
+    prefix = jax.jit(model.prefix)(OBSERVATION)
     tokens = jax.random.normal(KEY, (B, N, model.suffix_width))
     for causal in (True, False):
-        suffix = examples.jit(functools.partial(model.suffix, prefix, causal=causal))
+        suffix = jax.jit(functools.partial(model.suffix, prefix, causal=causal))
         assert jnp.array_equal(suffix(tokens)[:, 0], suffix(tokens.at[:, -1].add(1))[:, 0]) == causal
     with pytest.raises(errors.ConfigError, match="condition"):
         model.suffix(prefix, tokens, condition=jnp.zeros((B, 16)))
@@ -74,7 +74,7 @@ def test_it_is_a_backbone_whose_suffix_may_see_itself_both_ways_or_not():
 def test_scoring_against_the_cache_equals_one_pass_without_a_cache():
     """One pass over prefix and target, with the mask written out here."""
 
-    @examples.jit
+    @jax.jit
     def without_cache(params):
         model = NET.bind(params)
         parts = model.see_and_read(OBSERVATION)
@@ -143,7 +143,7 @@ def test_a_caption_is_memorized_and_written_back():
         model = NET.bind(params)
         return text_losses(model, model.prefix(pair), captions, mask)[0].mean()
 
-    params, losses = examples.train(loss, PARAMS, 60, optax.adam(1e-2), examples.jit)
+    params, losses = examples.train(loss, PARAMS, 60, optax.adam(1e-2))
     assert losses[0] > 1 and losses[-1] < 0.05
     written = generate(Decoding(N, END), params=params, observation=pair)
     assert jnp.array_equal(written.tokens, captions) and jnp.array_equal(written.mask, mask)
@@ -154,7 +154,7 @@ def test_the_state_reaches_the_model_only_as_words():
     text = StateText(numbers, end=(9,))
     net, _ = functional.describe(lambda rngs: PaliGemma(config(state_dim=examples.STATE_DIM, state_text=text), rngs))
 
-    @examples.jit
+    @jax.jit
     def logits(observation):
         model = net.bind(PARAMS)  # the state needs no parameters
         return model.token_logits(model.prefix(observation), TARGET)

@@ -25,7 +25,7 @@ def make(config, **runs):
 
 def see(config, images=IMAGES, params=None, **runs):
     net, initial = make(config, **runs)
-    return examples.jit(lambda params: net.bind(params)(images, jnp.float32))(params or initial)
+    return jax.jit(lambda params: net.bind(params)(images, jnp.float32))(params or initial)
 
 
 def test_patches_stand_as_in_the_picture_of_the_docstring():
@@ -100,7 +100,7 @@ def test_scanned_and_rematerialized_layers_compute_the_same_with_the_same_gradie
         def loss(params):
             return sum((x**2).sum() for x in net.bind(params)(IMAGES, jnp.float32) if x is not None)
 
-        return examples.jit(jax.grad(loss))(params)
+        return jax.jit(jax.grad(loss))(params)
 
     plain, scanned = gradient(unroll=True), gradient(remat=True)
     plain, scanned = jax.device_get((jax.tree.leaves(plain), jax.tree.leaves(scanned)))

@@ -57,7 +57,7 @@ def made(name):
     return make(CONFIGS[name])
 
 
-@functools.partial(examples.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
 def scored(net, params, observation, target):
     model = net.bind(params)
     return model.token_logits(model.prefix(observation), target)
@@ -85,7 +85,7 @@ def test_it_has_the_published_number_of_parameters_and_a_tiny_one_has_few(make, 
 def test_generation_takes_the_likeliest_token_of_the_scored_text_and_padding_changes_nothing():
     net, params = made("qwen2.5")
 
-    @examples.jit
+    @jax.jit
     def generate(observation):
         model = net.bind(params)
         return model.generate(KEY, model.prefix(observation), Decoding(N, end_token=-1)).tokens
@@ -111,7 +111,7 @@ def test_an_absent_camera_is_a_network_without_it():
 
 def test_no_token_of_the_prefix_sees_a_later_one():
     net, params = made("qwen3")
-    keys = examples.jit(lambda observation: net.bind(params).prefix(observation).keys)
+    keys = jax.jit(lambda observation: net.bind(params).prefix(observation).keys)
     changed = OBSERVATION.replace(images={**OBSERVATION.images, "wrist": 255 - OBSERVATION.images["wrist"]})
     moved = jnp.abs(keys(changed) - keys(OBSERVATION)).max((0, 1, 3, 4)) > 0
     before = 1 + (2 + 4 + 1) + 2  # opening, the front picture and its words, the words before the wrist's
@@ -125,7 +125,7 @@ def test_a_caption_is_learned():
         model = net.bind(params)
         return text_losses(model, model.prefix(OBSERVATION), TARGET, jnp.ones(TARGET.shape, bool))[0].mean()
 
-    trained, losses = examples.train(loss, params, 40, optax.adam(1e-2), examples.jit)
+    trained, losses = examples.train(loss, params, 40, optax.adam(1e-2))
     assert losses[0] > 1 and losses[-1] < 0.2
     for (path, new), old in zip(jax.tree.leaves_with_path(trained), jax.tree.leaves(params), strict=True):
         assert not np.array_equal(new, old), jax.tree_util.keystr(path)
@@ -135,10 +135,10 @@ def test_it_is_a_backbone_whose_suffix_may_see_itself_both_ways_or_not():
     net, params = made("qwen3")
     model = net.bind(params)
     assert isinstance(model, Backbone) and model.feature_dim == model.suffix_width == 16
-    prefix = examples.jit(model.prefix)(OBSERVATION)
+    prefix = jax.jit(model.prefix)(OBSERVATION)
     tokens = jax.random.normal(KEY, (B, N, 16))
     for causal in (True, False):
-        suffix = examples.jit(functools.partial(model.suffix, prefix, causal=causal))
+        suffix = jax.jit(functools.partial(model.suffix, prefix, causal=causal))
         assert jnp.array_equal(suffix(tokens)[:, 0], suffix(tokens.at[:, -1].add(1))[:, 0]) == causal
     with pytest.raises(errors.ConfigError, match="condition"):
         model.suffix(prefix, tokens, condition=jnp.zeros((B, 16)))
@@ -203,7 +203,7 @@ def test_a_flow_policy_trains_and_samples_from_the_cache_what_it_samples_without
     actions = jax.random.uniform(KEY, (B, H, A), minval=-1, maxval=1)
     batch = Demonstrations(OBSERVATION, actions, jnp.ones(actions.shape, bool), jnp.ones(B))
     trained, losses = examples.train(
-        lambda params, key: net.bind(params).loss(KEY, batch)[0].mean(), params, 8, optax.adam(1e-2), examples.jit
+        lambda params, key: net.bind(params).loss(KEY, batch)[0].mean(), params, 8, optax.adam(1e-2)
     )
     assert losses[-1] < 0.8 * losses[0]
     unmoved = {
@@ -217,7 +217,7 @@ def test_a_flow_policy_trains_and_samples_from_the_cache_what_it_samples_without
     uncached, _ = functional.describe(lambda rngs: FlowPolicy(policy.decoder, Uncached(backbone, rngs), rngs))
 
     def sample(net):
-        return examples.jit(lambda params: net.bind(params).sample(KEY, OBSERVATION, 2))(trained)
+        return jax.jit(lambda params: net.bind(params).sample(KEY, OBSERVATION, 2))(trained)
 
     np.testing.assert_allclose(sample(uncached), sample(net), atol=1e-5)
     # The words are there beside the actions.

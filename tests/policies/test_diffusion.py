@@ -29,7 +29,7 @@ def test_samples_come_from_a_cached_prefix_and_stay_in_the_box(backbone, ddim_st
     base.require(DiffusionPolicy, base.Policy, base.HasPrefix)
     observation = batch_of(ACTIONS).observation
 
-    @examples.jit
+    @jax.jit
     def both(params):
         policy = net.bind(params)
         return policy.sample(KEY, observation, 5), policy.sample_from(KEY, policy.prefix(observation), 5)
@@ -44,7 +44,7 @@ def test_masked_entries_change_neither_the_loss_nor_any_gradient(backbone):
     net, params = make(backbone, loss_samples=2)
     mask = jnp.ones((B, H, A), bool).at[0, 1:].set(False).at[1, :, 1].set(False)
 
-    @examples.jit
+    @jax.jit
     def value_and_grad(params, actions):
         return jax.value_and_grad(lambda p: net.bind(p).loss(KEY, batch_of(actions, mask))[0].mean())(params)
 

@@ -35,7 +35,7 @@ def test_the_policy_samples_bin_centres_from_a_cached_prefix(backbone):
     base.require(DiscreteDiffusionPolicy, base.Policy, base.HasPrefix, base.HasTokens)
     observation = batch_of(ACTIONS).observation
 
-    @examples.jit
+    @jax.jit
     def both(params):
         policy = net.bind(params)
         return policy.sample(KEY, observation, 5), policy.sample_from(KEY, policy.prefix(observation), 5)
@@ -56,7 +56,7 @@ def test_unmasked_and_unreal_tokens_train_nothing(backbone):
     slope = jax.grad(lambda logits: cross_entropy(logits, tokens, masked).sum())(logits)
     assert ((jnp.abs(slope).sum(-1) > 0) == masked).all()
     mask = jnp.ones((B, H, A), bool).at[0, 1:].set(False)
-    loss = examples.jit(lambda actions: net.bind(params).loss(KEY, batch_of(actions, mask))[0])
+    loss = jax.jit(lambda actions: net.bind(params).loss(KEY, batch_of(actions, mask))[0])
     np.testing.assert_array_equal(loss(ACTIONS), loss(ACTIONS.at[0, 1:].set(0.9)))
     assert (loss(ACTIONS) != loss(-ACTIONS)).all()
 

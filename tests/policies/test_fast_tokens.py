@@ -24,7 +24,7 @@ def make(temperature=0.0):
     return examples.init(lambda rngs: FastPolicy(config, PaliGemma(backbone, rngs), rngs), KEY)
 
 
-@examples.jit
+@jax.jit
 def losses_of(params, batch):
     return make()[0].bind(params).loss(KEY, batch)
 
@@ -40,8 +40,8 @@ def test_the_policy_has_its_capabilities_and_the_loss_is_the_log_probability_per
     batch = batch_of(ACTIONS)
 
     losses, metrics = losses_of(params, batch)
-    log_prob = examples.jit(lambda params: net.bind(params).log_prob(batch.observation, ACTIONS))(params)
-    lengths = examples.jit(words.TEXT.encode)(ACTIONS)[1].sum(1)
+    log_prob = jax.jit(lambda params: net.bind(params).log_prob(batch.observation, ACTIONS))(params)
+    lengths = jax.jit(words.TEXT.encode)(ACTIONS)[1].sum(1)
     np.testing.assert_allclose(losses, -log_prob / lengths, rtol=1e-4)
     assert metrics["tokens/cut_off"] == 0 and metrics["tokens/count"] == lengths.mean()
 
@@ -56,7 +56,7 @@ def test_masked_entries_change_neither_the_loss_nor_any_gradient():
     net, params = make()
     mask = jnp.ones((B, H, A), bool).at[0, 2:].set(False).at[1].set(False)
 
-    @examples.jit
+    @jax.jit
     def value_and_grad(actions):
         def loss(params):
             losses = net.bind(params).loss(KEY, batch_of(actions, mask))[0]
@@ -74,7 +74,7 @@ def test_samples_are_chunks_of_written_sentences_and_malformed_ones_are_zeros():
     net, params = make(temperature=1.0)
     observation = batch_of(ACTIONS).observation
 
-    @examples.jit
+    @jax.jit
     def run(params):
         policy = net.bind(params)
         return policy.sample(KEY, observation, 2), policy.sample_words(KEY, policy.prefix(observation))

@@ -162,7 +162,7 @@ def test_insulation_keeps_the_flow_loss_out_of_the_prefix_and_trains_it_with_wor
         policy = net.bind(params)
         return token_losses(policy.backbone, policy.prefix(batch.observation), words.TEXT, batch)[0].mean()
 
-    @examples.jit
+    @jax.jit
     def gradients(params):
         losses = [lambda p, net=net: net.bind(p).loss(KEY, batch)[0].mean() for net in (net, plain)]
         return [jax.grad(loss)(params) for loss in (*losses, words_alone)]

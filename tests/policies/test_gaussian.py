@@ -17,11 +17,6 @@ H, A, S, B = 2, 1, 3, 5
 KEY = jax.random.key(0)
 
 
-def quick(function):
-    """Compiled without optimization: here the compiler takes longer than the program."""
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
-
-
 def backbone(rngs):
     return StateMLP(StateMLPConfig(S, H, A, hidden_dims=(8,)), rngs)
 
@@ -56,7 +51,7 @@ def trained(constructor, num_steps=300):
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), None
 
-    run = quick(lambda carry: jax.lax.scan(step, carry, jax.random.split(KEY, num_steps))[0][0])
+    run = jax.jit(lambda carry: jax.lax.scan(step, carry, jax.random.split(KEY, num_steps))[0][0])
     return net, run((params, optimizer.init(params)))
 
 
@@ -68,7 +63,7 @@ def cloned():
 @pytest.fixture(scope="module")
 def log_prob(cloned):
     net, params = cloned
-    return quick(lambda observation, chunks: net.bind(params).log_prob(observation, chunks))
+    return jax.jit(lambda observation, chunks: net.bind(params).log_prob(observation, chunks))
 
 
 ONE = jnp.array([[0.3, -0.2, 0.8]])
@@ -85,7 +80,7 @@ def test_the_density_integrates_to_one_over_the_chunks(log_prob):
 
 def test_the_loss_is_the_negative_log_density_over_what_is_not_masked(cloned, log_prob):
     net, params = cloned
-    losses = quick(lambda batch: net.bind(params).loss(KEY, batch)[0])
+    losses = jax.jit(lambda batch: net.bind(params).loss(KEY, batch)[0])
     batch = demonstrations(KEY)
     np.testing.assert_allclose(losses(batch) * H * A, -log_prob(batch.observation, batch.actions), rtol=1e-5)
     mask = batch.action_mask.at[:, 1].set(False)
@@ -100,7 +95,7 @@ def test_the_loss_is_the_negative_log_density_over_what_is_not_masked(cloned, lo
 def test_samples_have_the_density_that_log_prob_says(cloned, log_prob):
     """Their mean log density is that of a histogram of them; both entries of the untrained chunk are alike."""
     net, params = cloned
-    chunks = quick(lambda: net.bind(params).sample(KEY, observation(ONE), 4000)[:, 0])()
+    chunks = jax.jit(lambda: net.bind(params).sample(KEY, observation(ONE), 4000)[:, 0])()
     entropy = -log_prob(observation(jnp.broadcast_to(ONE, (4000, S))), chunks).mean()
     counts, _ = np.histogram(np.asarray(chunks[:, 0, 0]), bins=40, range=(-1, 1))
     share = counts[counts > 0] / 4000
@@ -116,7 +111,7 @@ def test_cloning_finds_the_demonstrated_chunk(constructor):
         policy = net.bind(params)
         return policy.mode(policy.prefix(batch.observation)), policy.loss(KEY, batch)[0]
 
-    mode, loss = quick(judge)(params)
+    mode, loss = jax.jit(judge)(params)
     assert jnp.abs(mode - batch.actions).mean() < 0.05
     assert (loss * batch.weight).shape == (64,)
 
@@ -130,7 +125,7 @@ def test_sampling_is_sampling_from_the_prefix(constructor):
         policy = net.bind(params)
         return policy.sample(KEY, seen, 3), policy.sample_from(KEY, policy.prefix(seen), 3)
 
-    direct, cached = quick(both)(demonstrations(KEY).observation)
+    direct, cached = jax.jit(both)(demonstrations(KEY).observation)
     assert direct.shape == (3, B, H, A)
     np.testing.assert_array_equal(direct, cached)
     varies = bool((direct[0] != direct[1]).any())

@@ -23,7 +23,6 @@ EASY = dataclasses.replace(
     num_evaluations=2,
     imitation_updates=50,
 )
-unoptimized = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def test_a_hit_that_pays_nothing_ends_the_episode_and_counts():
@@ -32,7 +31,7 @@ def test_a_hit_that_pays_nothing_ends_the_episode_and_counts():
     outcome = env.judge(goal, goal)
     assert outcome.success and outcome.terminal and outcome.reward == 0
     task = inspect_expo_start.Unrewarded
-    touched = unoptimized(lambda key: inspect_expo_start.hits(task, EASY, {"edited": False}, key))(jax.random.key(0))
+    touched = jax.jit(lambda key: inspect_expo_start.hits(task, EASY, {"edited": False}, key))(jax.random.key(0))
     # with goals three steps away an episode of the imitated base is over before its time
     assert touched.shape == (48,) and touched.sum() >= 1
 
@@ -71,7 +70,7 @@ def test_hits_of_a_run_are_those_of_the_tables_run_with_the_same_key():
     env = reproduce_expo.ChunkedEnv(reproduce_expo.BatchedEnv(ReachEnv(EASY.env, reproduce_expo.PROMPTS)))
     keys, changes = jax.random.split(jax.random.key(1), 6), {"edited": False}
 
-    @unoptimized
+    @jax.jit
     def both(key):
         learner, demonstrations, carry = reproduce_expo.begin(env, EASY, changes, keys)
         for key_of_part in jax.random.split(keys[4], EASY.num_evaluations):

@@ -26,8 +26,8 @@ def constructor(rngs):
 def test_the_mean_of_one_draw_is_the_draw_and_of_many_near_the_middle():
     learners = [chain.MeanOfDraws(constructor, optax.sgd(0.0), num_draws=n) for n in (1, 64)]
     _, params = examples.init(constructor, KEY)
-    one, many = (examples.jit(lambda p, act=each.act: act(p, KEY, OBSERVATION, ())[0])(params) for each in learners)
-    draws = examples.jit(lambda p: learners[0].net.bind(p).sample(KEY, OBSERVATION, 1))(params)
+    one, many = (jax.jit(lambda p, act=each.act: act(p, KEY, OBSERVATION, ())[0])(params) for each in learners)
+    draws = jax.jit(lambda p: learners[0].net.bind(p).sample(KEY, OBSERVATION, 1))(params)
     np.testing.assert_array_equal(one, draws[0])
     assert many.shape == one.shape and jnp.abs(many).max() < jnp.abs(one).max()
     # 64 draws of about even bins in [-0.75, 0.75], standard deviation 0.56: their mean is within 4 * 0.56 / 8 of 0

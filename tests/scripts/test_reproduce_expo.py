@@ -17,8 +17,7 @@ TINY = dataclasses.replace(
 def test_an_arm_gives_a_curve_and_entries_of_a_table():
     experiment = dataclasses.replace(TINY, imitation_updates=20, evaluation_episodes=8, num_demonstrations=10)
     run = functools.partial(reproduce_expo.run_arm, experiment, reproduce_expo.ARMS["expo"][1])
-    # unoptimized code: compiling is what takes time
-    outcome = jax.jit(run, compiler_options={"xla_backend_optimization_level": 0})(jax.random.key(0))
+    outcome = jax.jit(run)(jax.random.key(0))
     outcome = jax.device_get(outcome)
     assert outcome.curve.shape == (3, 8) and outcome.final.shape == outcome.within_reach.shape == (128,)
     entries = {entry.cell: entry for entry in reproduce_expo._entries("expo", outcome, experiment, 0, 1.0)}
@@ -40,7 +39,7 @@ def test_everything_is_within_reach_of_edits_of_any_size_and_nothing_of_an_untra
     small = dataclasses.replace(TINY.env, radius=0.005)
     env = reproduce_expo.ChunkedEnv(reproduce_expo.BatchedEnv(small.make(reproduce_expo.PROMPTS)))
 
-    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    @jax.jit
     def within_reach(key):
         rows = reproduce_expo.reach.demonstrate(env.env.env, key, 4, TINY.demonstrator)
         untrained = dataclasses.replace(TINY, imitation_updates=1)

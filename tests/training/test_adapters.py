@@ -1,7 +1,5 @@
 """Low-rank adapters: nothing at first, whole fine-tuning at full rank, the same merged or not."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +13,6 @@ from vla_jax.training.adapters import Lora
 from vla_jax.training.checkpoints import flatten, nest
 from vla_jax.training.kernels import KernelDims
 
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # half the time to compile
 DENSE = {"layer/kernel": KernelDims((3, 5), 0, 1)}
 
 
@@ -69,7 +66,7 @@ def test_fresh_adapters_change_nothing_and_random_ones_are_the_same_merged_or_no
     query = fresh["mixture"]["prefix_layers"]["query"]["kernel"]
     assert query["a"].shape == (2, 16, 2) and query["b"].shape == (2, 2, 32)  # every layer has its own
     assert (query["a"][0] != query["a"][1]).all() and not query["b"].any()
-    run = jit(decode(net))
+    run = jax.jit(decode(net))
     expected = run(params)
     np.testing.assert_array_equal(run(adapters.adapt(params, fresh, sites)), expected)
 
@@ -91,8 +88,8 @@ def test_gradients_are_those_of_the_kernels_seen_through_the_other_factor(transf
     def loss(params):
         return jnp.sin(run(params)).sum()
 
-    by_factor = jit(jax.grad(lambda factors: loss(adapters.adapt(params, factors, sites))))(factors)
-    by_kernel = jit(jax.grad(loss))(merged)
+    by_factor = jax.jit(jax.grad(lambda factors: loss(adapters.adapt(params, factors, sites))))(factors)
+    by_kernel = jax.jit(jax.grad(loss))(merged)
     assert jax.tree.structure(by_factor) == jax.tree.structure(factors)  # adapters alone
     for path in ("mixture/prefix_layers/query/kernel", "mixture/suffix_layers/attention_out/kernel"):
         dims, given, found = sites[path].dims, flatten(factors), flatten(by_factor)

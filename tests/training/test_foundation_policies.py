@@ -69,7 +69,7 @@ def test_insulated_pi05_learns_the_words_and_the_flow_together():
     net, params = examples.init(POLICIES["pi05"].constructor(), KEY)
     optimizer = optax.adam(1e-2)
 
-    @examples.jit
+    @jax.jit
     def step(params, opt_state, key):
         def loss(params):
             losses, metrics = net.bind(params).loss(key, BATCH)

@@ -32,8 +32,8 @@ def test_an_update_acts_and_keeps_its_weights():
     key, batch = jax.random.key(0), jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), program.batch)
     net, params = examples.init(RECIPE.policy.constructor(), key)
     state = LearnerState(jnp.zeros((), jnp.int32), params)
-    after, metrics = examples.jit(program.learner.update)(state, key, batch)
-    chunks = examples.jit(lambda params: net.bind(params).sample(key, batch.observation)[0])(params)
+    after, metrics = jax.jit(program.learner.update)(state, key, batch)
+    chunks = jax.jit(lambda params: net.bind(params).sample(key, batch.observation)[0])(params)
     np.testing.assert_allclose(metrics["act/actions"], chunks.sum(), rtol=1e-4)
     jax.tree.map(np.testing.assert_array_equal, after.params, params)
 
