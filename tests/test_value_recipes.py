@@ -137,8 +137,9 @@ def complete(folder, imitated, learner, policy, changes):
         (DQC, FLOW, dict(recorded=dict(hindsight=HindsightConfig(), goal_dims=(0, 1)), envs=())),
         (DQC_ONLINE, FLOW, dict(replay=REPLAY, recorded=dict(fraction=0.5))),
         (RLPD, GAUSSIAN, dict(recorded=dict(critic_updates=2))),
+        (HIL_SERL, GAUSSIAN, dict(replay=REPLAY, recorded=dict(fraction=None))),
     ],
-    ids=["pa_rl online", "expo", "dqc goals", "dqc online", "rlpd offline"],
+    ids=["pa_rl online", "expo", "dqc goals", "dqc online", "rlpd offline", "hil_serl, as if in the buffer"],
 )
 def test_a_run_is_the_same_when_it_is_interrupted(folder, imitated, tmp_path, learner, policy, changes):
     recipe = complete(folder, imitated, learner, policy, changes)
